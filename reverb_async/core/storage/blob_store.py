@@ -1,0 +1,175 @@
+"""Values without a fixed size: text, ragged rows, encoded chunks. Kept in size classes, counted one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reverb_async.core.spec import ArraySpec
+from reverb_async.core.storage.backing import Backing, PlatformBacking
+from reverb_async.core.storage.holds import Rows
+from reverb_async.core.storage.row_store import Handles, RowCursor, RowStore, StoreUsage
+from reverb_async.core.variable import VariableRows
+from reverb_async.errors import InvalidArgument, ResourceExhausted
+
+MAX_RANK = 8
+MAX_BLOB_BYTES = 1 << 30
+CLASS_BYTES: NDArray[np.int64] = np.array(
+    [(8 + step) << octave for octave in range(3, 27) for step in range(8)] + [1 << 30]
+)
+"""Bytes a blob of each class has room for: 64, 72, ... 120, 128, 144, ... 1 GiB. Larger blobs waste at most 1/9."""
+_CLASS_SHIFT = np.uint64(40)
+_ROW_MASK = np.uint64((1 << 40) - 1)
+_ONE = np.uint64(1)
+_BYTES, _SIZE, _SHAPE = range(3)
+_SLACK_BYTES = 512 << 10
+"""Per class: there may be 193 of them."""
+
+
+class BlobStore:
+    """Blobs: bytes with a shape and a count each. A blob goes when its count does.
+
+    Handles are uint64, never 0: ``(class << 40 | row) + 1``. Blobs are never moved or written again.
+    """
+
+    def __init__(self, *, reserve_bytes: int | None = None, backing: type[Backing] = PlatformBacking) -> None:
+        self._reserve_bytes = reserve_bytes
+        self._backing = backing
+        self._pools: dict[int, tuple[RowStore, RowCursor]] = {}
+
+    def _pool(self, size_class: int) -> tuple[RowStore, RowCursor]:
+        pool = self._pools.get(size_class)
+        if pool is None:
+            # A column that is not written has no pages: shapes cost nothing for text and bytes.
+            specs = (
+                ArraySpec((int(CLASS_BYTES[size_class]),), np.uint8),
+                ArraySpec((), np.int32),
+                ArraySpec((MAX_RANK,), np.int32),
+            )
+            store = RowStore(specs, reserve_bytes=self._reserve_bytes, backing=self._backing, slack_bytes=_SLACK_BYTES)
+            pool = self._pools[size_class] = (store, RowCursor(store))
+        return pool
+
+    def put(self, rows: VariableRows) -> Handles:
+        """Store rows as blobs with one count each; return their handles, uint64 ``[n]``.
+
+        Raises:
+            InvalidArgument: a row has more than 1 GiB, or more than 8 dimensions.
+            ResourceExhausted: there is no room; nothing was stored.
+        """
+        sizes, rank = rows.sizes, rows.shapes.shape[1]
+        if rank > MAX_RANK:
+            raise InvalidArgument(f"rows of variable size have at most {MAX_RANK} dimensions, got {rank}")
+        if len(sizes) and sizes.max() > MAX_BLOB_BYTES:
+            raise InvalidArgument(f"a row of variable size has at most {MAX_BLOB_BYTES} bytes, got {sizes.max()}")
+        handles = np.empty(len(sizes), np.uint64)
+        offsets = rows.offsets
+        data = np.ascontiguousarray(rows.data).data
+        for size_class, members, taken in self._take(np.searchsorted(CLASS_BYTES, sizes)):
+            store = self._pools[size_class][0]
+            room = store.columns[_BYTES]
+            flat = room.reshape(-1).data
+            lengths = sizes[members]
+            # One copy per blob: for bytes without a common size that beats every gather by index.
+            for start, size, offset in zip(
+                (taken * room.shape[1]).tolist(), lengths.tolist(), offsets[members].tolist(), strict=True
+            ):
+                flat[start : start + size] = data[offset : offset + size]
+            store.write(_SIZE, taken, lengths.astype(np.int32))
+            if rank:
+                store.columns[_SHAPE][taken, :rank] = rows.shapes[members]
+            store.retain(taken)
+            store.unpin(taken)
+            handles[members] = _handles(size_class, taken)
+        return handles
+
+    def _take(self, classes: NDArray[np.intp]) -> list[tuple[int, NDArray[np.intp], Rows]]:
+        """Lease a row for each blob; return (class, positions of its blobs, their rows). All of them or none."""
+        parts: list[tuple[int, NDArray[np.intp], Rows]] = []
+        try:
+            for size_class, members in _groups(classes):
+                parts.append((size_class, members, self._pool(size_class)[1].take(len(members))))
+        except ResourceExhausted:
+            for size_class, _, taken in parts:
+                self._pools[size_class][0].unpin(taken)
+            raise
+        return parts
+
+    def get(self, handles: Handles, rank: int) -> VariableRows:
+        """Copy blobs of `rank` dimensions out, in the order of `handles`.
+
+        Safe in a thread while somebody holds their counts.
+        """
+        n = len(handles)
+        sizes = np.empty(n, np.int64)
+        shapes = np.empty((n, rank), np.int32)
+        pieces: list[memoryview] = [_NOTHING] * n
+        for store, members, rows in self._located(handles):
+            room = store.columns[_BYTES]
+            flat = room.reshape(-1).data
+            lengths = store.columns[_SIZE][rows]
+            sizes[members] = lengths
+            if rank:
+                shapes[members] = store.columns[_SHAPE][rows, :rank]
+            starts = (rows * room.shape[1]).tolist()
+            for member, start, size in zip(members.tolist(), starts, lengths.tolist(), strict=True):
+                pieces[member] = flat[start : start + size]
+        return VariableRows(np.frombuffer(bytearray().join(pieces), np.uint8), sizes, shapes)
+
+    def retain(self, handles: Handles) -> None:
+        """Add a count to each blob; a handle that stands there twice counts twice."""
+        for store, _, rows in self._located(handles):
+            store.retain(rows)
+
+    def release(self, handles: Handles) -> None:
+        """Take a count from each blob; those without any left are gone."""
+        for store, _, rows in self._located(handles):
+            store.release(rows)
+
+    def sizes(self, handles: Handles) -> NDArray[np.int64]:
+        """Return the bytes of each blob, int64 ``[n]``."""
+        sizes = np.empty(len(handles), np.int64)
+        for store, members, rows in self._located(handles):
+            sizes[members] = store.columns[_SIZE][rows]
+        return sizes
+
+    def _located(self, handles: Handles) -> Iterator[tuple[RowStore, NDArray[np.intp], Rows]]:
+        """Yield (store, positions in `handles`, rows) by class."""
+        places = handles - _ONE
+        classes = (places >> _CLASS_SHIFT).astype(np.intp)
+        rows = (places & _ROW_MASK).astype(np.int64)
+        for size_class, members in _groups(classes):
+            yield self._pools[size_class][0], members, rows[members]
+
+    def trim(self, max_rows: int = 1 << 16) -> bool:
+        """Give back memory of freed blobs, as `RowStore.trim` does; return whether there may be more to do."""
+        for store, _ in self._pools.values():
+            if store.surplus_rows:
+                store.trim(max_rows)
+                return True
+        return False
+
+    def usage(self) -> StoreUsage:
+        """Return the usage of all size classes together; a row is a blob."""
+        return sum((store.usage() for store, _ in self._pools.values()), StoreUsage())
+
+
+_NOTHING = memoryview(b"")
+
+
+def _handles(size_class: int, rows: Rows) -> Handles:
+    return rows.astype(np.uint64) + np.uint64((size_class << int(_CLASS_SHIFT)) + 1)
+
+
+def _groups(classes: NDArray[np.intp]) -> Iterator[tuple[int, NDArray[np.intp]]]:
+    """Yield each class that occurs and the positions where it does."""
+    if len(classes) == 0:
+        return
+    first = int(classes[0])
+    if np.count_nonzero(classes == first) == len(classes):
+        yield first, np.arange(len(classes))
+        return
+    for size_class in np.flatnonzero(np.bincount(classes)).tolist():
+        yield size_class, np.flatnonzero(classes == size_class)
