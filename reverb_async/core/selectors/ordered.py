@@ -1,0 +1,116 @@
+"""Pick slots by when they were inserted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from reverb_async.core.selectors.base import (
+    Places,
+    Priorities,
+    Probabilities,
+    Slots,
+    check_finite,
+    refuse_absent,
+    refuse_empty,
+    refuse_present,
+)
+from reverb_async.core.selectors.insertion_log import InsertionLog
+
+
+@dataclass(frozen=True, slots=True)
+class Fifo:
+    """The oldest item first; priorities play no part."""
+
+    is_deterministic: ClassVar[bool] = True
+
+    def options(self) -> dict[str, object]:
+        """Describe the selector in Reverb's words; `from_options` reads them back."""
+        return {"fifo": True, "is_deterministic": True}
+
+    def check_priorities(self, priorities: Priorities) -> None:
+        """Raise `InvalidArgument` unless all priorities are finite."""
+        check_finite(priorities)
+
+    def build(self, capacity: int) -> OrderedState:
+        """Return an empty state for slots below `capacity`."""
+        return OrderedState(capacity, newest_first=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Lifo:
+    """The newest item first; priorities play no part. As a remover it freezes a full table: newcomers leave at once."""
+
+    is_deterministic: ClassVar[bool] = True
+
+    def options(self) -> dict[str, object]:
+        """Describe the selector in Reverb's words; `from_options` reads them back."""
+        return {"lifo": True, "is_deterministic": True}
+
+    def check_priorities(self, priorities: Priorities) -> None:
+        """Raise `InvalidArgument` unless all priorities are finite."""
+        check_finite(priorities)
+
+    def build(self, capacity: int) -> OrderedState:
+        """Return an empty state for slots below `capacity`."""
+        return OrderedState(capacity, newest_first=True)
+
+
+class OrderedState:
+    """Slots in the order of their insertion; a place is the number of the insertion."""
+
+    def __init__(self, capacity: int, *, newest_first: bool) -> None:
+        self._newest_first = newest_first
+        self._log = InsertionLog(capacity)
+
+    def __len__(self) -> int:
+        return self._log.size
+
+    def insert(self, slots: Slots, priorities: Priorities) -> None:
+        """Add slots; see `SelectorState`."""
+        present = self._log.contains(slots)
+        if present.any():
+            raise refuse_present(slots, present)
+        self._log.append(slots)
+
+    def delete(self, slots: Slots) -> None:
+        """Remove slots; see `SelectorState`."""
+        self._require(slots)
+        self._log.remove(slots)
+
+    def update(self, slots: Slots, priorities: Priorities) -> None:
+        """Do nothing to slots that are present; see `SelectorState`."""
+        self._require(slots)
+
+    def _require(self, slots: Slots) -> None:
+        present = self._log.contains(slots)
+        if not present.all():
+            raise refuse_absent(slots, ~present)
+
+    def clear(self) -> None:
+        """Remove all slots; see `SelectorState`."""
+        self._log.clear()
+
+    def sample(self, n: int, rng: np.random.Generator) -> tuple[Slots, Probabilities]:
+        """Return the first slot `n` times, with probability 1; see `SelectorState`."""
+        if not self._log.size:
+            raise refuse_empty()
+        return np.full(n, self.first(1)[0]), np.ones(n)
+
+    def first(self, n: int) -> Slots:
+        """Return the oldest or newest `n` slots, in that order; see `SelectorState`."""
+        return self._log.newest(n) if self._newest_first else self._log.oldest(n)
+
+    def place(self, slots: Slots) -> Places:
+        """Return the number of each slot's insertion; see `SelectorState`."""
+        self._require(slots)
+        return self._log.numbers(slots)
+
+    def restore(self, slots: Slots, priorities: Priorities, places: Places) -> None:
+        """Add slots as if they had been inserted at `places`; see `SelectorState`."""
+        present = self._log.contains(slots)
+        if present.any():
+            raise refuse_present(slots, present)
+        self._log.put_back(slots, places)

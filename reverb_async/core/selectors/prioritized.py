@@ -1,0 +1,142 @@
+"""Draw slots in proportion to a power of their priority (Schaul et al., 2016, arXiv:1511.05952)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reverb_async.core.selectors.base import (
+    Places,
+    Priorities,
+    Probabilities,
+    Slots,
+    refuse_order,
+)
+from reverb_async.core.selectors.sum_tree import SumTree
+from reverb_async.core.selectors.uniform import UniformState
+from reverb_async.errors import InvalidArgument
+
+_SMALLEST = float(np.finfo(np.float64).tiny)
+_LARGEST = float(np.finfo(np.float64).max)
+
+# A weight is at most 2**960, so that the sum of 2**31 of them is far from overflow (2**1024).
+_MAX_WEIGHT_EXPONENT = 960
+
+
+@dataclass(frozen=True, slots=True)
+class Prioritized:
+    """An item of priority p is drawn with probability ``p**priority_exponent / sum(q**priority_exponent)``.
+
+    Priority 0 is never drawn, whatever the exponent, unless all priorities are 0: then all items are equally likely.
+
+    Raises:
+        InvalidArgument: `priority_exponent` is not a finite number >= 0.
+    """
+
+    priority_exponent: float
+
+    is_deterministic: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        try:
+            exponent = float(self.priority_exponent)
+        except (TypeError, ValueError):
+            exponent = math.nan
+        if not (0.0 <= exponent < math.inf):
+            raise InvalidArgument(f"priority_exponent must be a finite number >= 0, got {self.priority_exponent!r}")
+        object.__setattr__(self, "priority_exponent", exponent)
+
+    @property
+    def max_priority(self) -> float:
+        """The largest priority whose weight can still be summed safely."""
+        if self.priority_exponent * 1024 <= _MAX_WEIGHT_EXPONENT:
+            return _LARGEST
+        return math.pow(2.0, _MAX_WEIGHT_EXPONENT / self.priority_exponent)
+
+    def options(self) -> dict[str, object]:
+        """Describe the selector in Reverb's words; `from_options` reads them back."""
+        return {"prioritized": {"priority_exponent": self.priority_exponent}, "is_deterministic": False}
+
+    def check_priorities(self, priorities: Priorities) -> None:
+        """Raise `InvalidArgument` unless all priorities are finite, >= 0 and at most `max_priority`."""
+        if not len(priorities):
+            return
+        limit = self.max_priority
+        if priorities.min() >= 0.0 and priorities.max() <= limit:  # both are false for NaN
+            return
+        position = int(np.argmin((priorities >= 0.0) & (priorities <= limit)))
+        value = float(priorities[position])
+        where = f"priority {value} at position {position}"
+        if not math.isfinite(value):
+            raise InvalidArgument(f"{where} is not finite")
+        if value < 0.0:
+            raise InvalidArgument(f"{where} is negative; Prioritized takes priorities >= 0")
+        raise InvalidArgument(f"{where} is too large for priority_exponent {self.priority_exponent}: at most {limit:g}")
+
+    def weights(self, priorities: Priorities) -> NDArray[np.float64]:
+        """Return the weight of each priority, ``[n]``: zero for 0, else positive, tiny as the priority may be."""
+        positive = priorities > 0.0
+        weights: NDArray[np.float64] = priorities**self.priority_exponent
+        np.maximum(weights, _SMALLEST, out=weights)
+        weights *= positive
+        return weights
+
+    def build(self, capacity: int) -> PrioritizedState:
+        """Return an empty state for slots below `capacity`."""
+        return PrioritizedState(self, capacity)
+
+
+class PrioritizedState:
+    """A sum tree over slots; beside it the set of slots present, which also draws while all weights are zero."""
+
+    def __init__(self, selector: Prioritized, capacity: int) -> None:
+        self._selector = selector
+        self._members = UniformState(capacity)
+        self._tree = SumTree(capacity)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def insert(self, slots: Slots, priorities: Priorities) -> None:
+        """Add slots; see `SelectorState`."""
+        self._members.insert(slots, priorities)
+        self._tree.set(slots, self._selector.weights(priorities))
+
+    def delete(self, slots: Slots) -> None:
+        """Remove slots; see `SelectorState`."""
+        self._members.delete(slots)
+        self._tree.set(slots, np.zeros(len(slots)))
+
+    def update(self, slots: Slots, priorities: Priorities) -> None:
+        """Give slots new priorities; see `SelectorState`."""
+        self._members.require(slots)
+        self._tree.set(slots, self._selector.weights(priorities))
+
+    def clear(self) -> None:
+        """Remove all slots; see `SelectorState`."""
+        self._members.clear()
+        self._tree.clear()
+
+    def sample(self, n: int, rng: np.random.Generator) -> tuple[Slots, Probabilities]:
+        """Draw `n` slots in proportion to their weights; see `SelectorState`."""
+        total = self._tree.total
+        if total == 0.0:
+            return self._members.sample(n, rng)
+        slots = self._tree.draw(n, rng)
+        return slots, self._tree.get(slots) / total
+
+    def first(self, n: int) -> Slots:
+        """Raise `InvalidArgument`: there is no order."""
+        raise refuse_order("Prioritized")
+
+    def place(self, slots: Slots) -> Places:
+        """Return zeros: there is no order; see `SelectorState`."""
+        return self._members.place(slots)
+
+    def restore(self, slots: Slots, priorities: Priorities, places: Places) -> None:
+        """Add slots; see `SelectorState`."""
+        self.insert(slots, priorities)

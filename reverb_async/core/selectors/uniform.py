@@ -1,0 +1,132 @@
+"""Draw every slot with the same probability."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from reverb_async.core.selectors.base import (
+    Places,
+    Priorities,
+    Probabilities,
+    Slots,
+    check_capacity,
+    check_finite,
+    refuse_absent,
+    refuse_empty,
+    refuse_order,
+    refuse_present,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Uniform:
+    """Every item is equally likely; priorities play no part."""
+
+    is_deterministic: ClassVar[bool] = False
+
+    def options(self) -> dict[str, object]:
+        """Describe the selector in Reverb's words; `from_options` reads them back."""
+        return {"uniform": True, "is_deterministic": False}
+
+    def check_priorities(self, priorities: Priorities) -> None:
+        """Raise `InvalidArgument` unless all priorities are finite."""
+        check_finite(priorities)
+
+    def build(self, capacity: int) -> UniformState:
+        """Return an empty state for slots below `capacity`."""
+        return UniformState(capacity)
+
+
+class UniformState:
+    """A dense array of the slots present, and the position of each in it; all operations are O(batch)."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = check_capacity(capacity)
+        self._size = 0
+        self._slots = np.empty(capacity, np.int32)
+        self._positions = np.zeros(capacity, np.int32)  # by slot, plus one: 0 is absent
+
+    def __len__(self) -> int:
+        return self._size
+
+    def insert(self, slots: Slots, priorities: Priorities) -> None:
+        """Add slots; see `SelectorState`."""
+        size = self._size
+        if len(slots) == 1:
+            slot = slots[0]
+            if self._positions[slot]:
+                raise refuse_present(slots, self._positions.take(slots) > 0)
+            self._slots[size] = slot
+            self._positions[slot] = self._size = size + 1
+            return
+        if self._positions.take(slots).any():
+            raise refuse_present(slots, self._positions.take(slots) > 0)
+        end = size + len(slots)
+        self._slots[size:end] = slots
+        self._positions[slots] = np.arange(size + 1, end + 1, dtype=np.int32)
+        self._size = end
+
+    def delete(self, slots: Slots) -> None:
+        """Remove slots: those at the end of the array move into the holes; see `SelectorState`."""
+        if len(slots) == 1:
+            self._delete_one(slots)
+            return
+        self.require(slots)
+        end = self._size - len(slots)
+        holes = self._positions.take(slots) - 1
+        holes = holes[holes < end]
+        self._positions[slots] = 0
+        tail = self._slots[end : self._size]
+        movers = tail[self._positions.take(tail) > 0]
+        self._slots[holes] = movers
+        self._positions[movers] = holes + 1
+        self._size = end
+
+    def _delete_one(self, slots: Slots) -> None:
+        slot = slots[0]
+        position = self._positions[slot]
+        if not position:
+            raise refuse_absent(slots, self._positions.take(slots) == 0)
+        mover = self._slots[self._size - 1]
+        self._slots[position - 1] = mover
+        self._positions[mover] = position
+        self._positions[slot] = 0  # last: the slot may be the mover itself
+        self._size -= 1
+
+    def update(self, slots: Slots, priorities: Priorities) -> None:
+        """Do nothing to slots that are present; see `SelectorState`."""
+        self.require(slots)
+
+    def require(self, slots: Slots) -> None:
+        """Raise `InvalidArgument` unless all slots are present."""
+        positions = self._positions.take(slots)
+        if not positions.all():
+            raise refuse_absent(slots, positions == 0)
+
+    def clear(self) -> None:
+        """Remove all slots; see `SelectorState`."""
+        self._size = 0
+        self._positions = np.zeros(self._capacity, np.int32)
+
+    def sample(self, n: int, rng: np.random.Generator) -> tuple[Slots, Probabilities]:
+        """Draw `n` slots, each with probability ``1 / len(self)``; see `SelectorState`."""
+        if not self._size:
+            raise refuse_empty()
+        drawn = self._slots.take(rng.integers(self._size, size=n))
+        return drawn.astype(np.int64), np.full(n, 1.0 / self._size)
+
+    def first(self, n: int) -> Slots:
+        """Raise `InvalidArgument`: there is no order."""
+        raise refuse_order("Uniform")
+
+    def place(self, slots: Slots) -> Places:
+        """Return zeros: there is no order; see `SelectorState`."""
+        self.require(slots)
+        return np.zeros(len(slots), np.int64)
+
+    def restore(self, slots: Slots, priorities: Priorities, places: Places) -> None:
+        """Add slots; see `SelectorState`."""
+        self.insert(slots, priorities)

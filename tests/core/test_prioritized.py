@@ -1,0 +1,179 @@
+"""Prioritized draws in proportion to ``priority ** exponent``, exactly."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from reverb_async.core.selectors import Prioritized, sum_tree
+from reverb_async.core.selectors.prioritized import PrioritizedState
+from reverb_async.core.selectors.sum_tree import SumTree
+from reverb_async.errors import InvalidArgument
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(11)
+
+
+def state_with(exponent: float, priorities: list[float]) -> PrioritizedState:
+    state = Prioritized(exponent).build(len(priorities))
+    state.insert(np.arange(len(priorities)), np.array(priorities))
+    return state
+
+
+def rates(state: PrioritizedState, rng: np.random.Generator, draws: int = 100_000) -> np.ndarray:
+    slots, _ = state.sample(draws, rng)
+    return np.bincount(slots, minlength=len(state)) / draws
+
+
+@pytest.mark.parametrize(
+    ("exponent", "priorities", "expected"),
+    [
+        (1.0, [1.0, 0.1, 0.0], [1 / 1.1, 0.1 / 1.1, 0.0]),
+        (1.0, [0.0, 0.0, 0.0], [1 / 3, 1 / 3, 1 / 3]),
+        (0.0, [0.0, 3.0, 7.0], [0.0, 0.5, 0.5]),
+        (0.5, [0.0, 0.0, 4.0, 1.0], [0.0, 0.0, 2 / 3, 1 / 3]),
+        (0.0, [0.0, 0.0], [0.5, 0.5]),
+    ],
+)
+def test_rates_and_probabilities_follow_the_priorities(
+    exponent: float, priorities: list[float], expected: list[float], rng: np.random.Generator
+) -> None:
+    state = state_with(exponent, priorities)
+    np.testing.assert_allclose(rates(state, rng), expected, atol=0.006)
+    slots, probabilities = state.sample(1000, rng)
+    np.testing.assert_allclose(probabilities, np.array(expected)[slots], rtol=1e-14)
+    if 0.0 in expected:
+        assert expected.index(0.0) not in slots
+
+
+@pytest.mark.parametrize("draws_per_call", [1, 256])
+def test_draws_pass_a_chi_square_test(rng: np.random.Generator, draws_per_call: int) -> None:
+    n, draws = 3000, 256 * 300
+    weights = rng.random(n) ** 2
+    state = Prioritized(1.0).build(n)
+    state.insert(np.arange(n), weights)
+    drawn = np.concatenate([state.sample(draws_per_call, rng)[0] for _ in range(draws // draws_per_call)])
+    bins = np.arange(n) % 60
+    observed = np.bincount(bins[drawn], minlength=60)
+    expected = np.bincount(bins, weights=weights) / weights.sum() * draws
+    assert ((observed - expected) ** 2 / expected).sum() < 98.3  # 59 degrees of freedom, once in a thousand seeds
+
+
+@pytest.mark.parametrize("spread", [0, 3, 40])
+def test_probabilities_stay_exact_after_many_mixed_updates(rng: np.random.Generator, spread: int) -> None:
+    capacity = 5000
+    state = Prioritized(0.7).build(capacity)
+    model = np.zeros(capacity)
+    present = np.zeros(capacity, bool)
+    for size in rng.choice([1, 2, 7, 256, 3000], size=600).tolist():
+        slots = rng.permutation(capacity)[:size]
+        priorities = 10.0 ** rng.uniform(-spread, spread, size) * (rng.random(size) < 0.9)
+        is_new = ~present[slots]
+        state.insert(slots[is_new], priorities[is_new])
+        state.update(slots[~is_new], priorities[~is_new])
+        model[slots], present[slots] = priorities, True
+        gone = slots[rng.random(size) < 0.3]
+        state.delete(gone)
+        model[gone], present[gone] = 0.0, False
+    weights = np.where(model > 0.0, model**0.7, 0.0)
+    slots, probabilities = state.sample(20_000, rng)
+    assert (weights[slots] > 0.0).all()
+    np.testing.assert_allclose(probabilities, weights[slots] / math.fsum(weights), rtol=1e-12)
+
+
+def test_nothing_of_a_huge_weight_stays_behind(rng: np.random.Generator) -> None:
+    state = state_with(1.0, [1e-200, 3e-200, 1e280])
+    state.update(np.array([2]), np.array([0.0]))
+    np.testing.assert_allclose(rates(state, rng), [0.25, 0.75, 0.0], atol=0.006)
+
+
+def test_a_priority_whose_weight_underflows_is_still_drawn(rng: np.random.Generator) -> None:
+    state = state_with(3.0, [1e-300, 0.0, 5e-324])
+    slots, probabilities = state.sample(500, rng)
+    assert set(slots.tolist()) == {0, 2}
+    assert (probabilities == 0.5).all()
+
+
+def test_the_largest_priorities_can_be_summed(rng: np.random.Generator) -> None:
+    for exponent in (0.5, 1.0, 2.0, 30.0):
+        selector = Prioritized(exponent)
+        priorities = np.full(300, selector.max_priority)
+        selector.check_priorities(priorities)
+        state = selector.build(300)
+        state.insert(np.arange(300), priorities)
+        np.testing.assert_allclose(state.sample(256, rng)[1], 1 / 300, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("exponent", "bad", "message"),
+    [
+        (1.0, -1.0, "priority -1.0 at position 1 is negative"),
+        (1.0, -5e-324, "is negative"),
+        (0.6, math.nan, "priority nan at position 1 is not finite"),
+        (2.0, 1e160, r"priority 1e\+160 at position 1 is too large for priority_exponent 2.0: at most 3.1"),
+    ],
+)
+def test_priorities_without_a_usable_weight_are_refused(exponent: float, bad: float, message: str) -> None:
+    with pytest.raises(InvalidArgument, match=message):
+        Prioritized(exponent).check_priorities(np.array([1.0, bad, bad]))
+
+
+def test_minus_zero_is_zero() -> None:
+    Prioritized(1.0).check_priorities(np.array([-0.0]))
+    assert Prioritized(0.0).weights(np.array([-0.0])).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("exponent", [-1, math.nan, math.inf, "high", None])
+def test_a_meaningless_exponent_is_refused(exponent: float) -> None:
+    with pytest.raises(InvalidArgument, match=r"priority_exponent must be a finite number >= 0, got"):
+        Prioritized(exponent)
+
+
+def test_numpy_exponents_become_plain_floats() -> None:
+    assert type(Prioritized(np.float32(0.5)).priority_exponent) is float
+    assert Prioritized(1) == Prioritized(1.0)
+
+
+@pytest.mark.parametrize("capacity", [1, 3, 1023, 1024, 1025, 5000])
+def test_the_highest_slot_can_be_the_first_one(capacity: int, rng: np.random.Generator) -> None:
+    state = Prioritized(1.0).build(capacity)
+    state.insert(np.array([capacity - 1]), np.array([2.0]))
+    assert state.sample(8, rng)[0].tolist() == [capacity - 1] * 8
+
+
+class AlmostOne:
+    """A source of the largest number below one, and then of zero."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def random(self, n: int | None = None) -> np.ndarray | float:
+        self.calls += 1
+        value = np.nextafter(1.0, 0.0) if self.calls == 1 else 0.0
+        return value if n is None else np.full(n, value)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    weights=arrays(
+        np.float64,
+        st.integers(6, 40),
+        elements=st.one_of(st.just(0.0), st.floats(2.3e-308, 1e280), st.sampled_from([1.0, 2.0**-53, 1 / 3])),
+    ),
+    n=st.sampled_from([1, 9]),
+)
+def test_extreme_random_numbers_never_draw_a_zero(weights: np.ndarray, n: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sum_tree, "_TOP", 4)
+        tree = SumTree(len(weights))
+        tree.set(np.arange(len(weights)), weights)
+        if not weights.any():
+            assert tree.total == 0.0
+            return
+        np.testing.assert_allclose(tree.total, math.fsum(weights), rtol=1e-13)
+        assert (tree.get(tree.draw(n, AlmostOne())) > 0.0).all()  # type: ignore[arg-type]
