@@ -1,0 +1,91 @@
+"""What a table tells about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class CallStats:
+    """What a rate limiter has let through since the last reset."""
+
+    completed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimiterInfo:
+    """A rate limiter's four numbers and its counts."""
+
+    samples_per_insert: float
+    min_size_to_sample: int
+    min_diff: float
+    max_diff: float
+    insert_stats: CallStats = CallStats()
+    sample_stats: CallStats = CallStats()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaiterInfo:
+    """Calls that wait for a table.
+
+    Attributes:
+        kind: ``"insert"`` or ``"sample"``.
+        reason: what they wait for, in words.
+        since: when the longest of them began to wait, in seconds since the epoch.
+        count: how many they are.
+    """
+
+    kind: str
+    reason: str
+    since: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableInfo:
+    """A table's configuration and state, under Reverb's field names; from `num_deletes` on, what Reverb hides.
+
+    Attributes:
+        name: the table's name.
+        sampler_options: one key that names the selector, ``{"prioritized": {"priority_exponent": 0.6}}`` say, and
+            ``is_deterministic``.
+        remover_options: the same of the remover.
+        max_size: the number of items the table holds at most.
+        max_times_sampled: how often an item may be sampled; 0: any number of times.
+        rate_limiter_info: the rate limiter's numbers and counts.
+        signature: the nest of `ArraySpec` items must match, or None.
+        current_size: the number of items.
+        num_episodes: episodes of which items are in the table.
+        num_deleted_episodes: episodes of which no item is left.
+        num_unique_samples: items that have been sampled at least once.
+        num_deletes: items removed, by whatever means, since the last reset.
+        stored_bytes: bytes of the items' data, overlaps counted for every item.
+        stored_rows: rows the items show, overlaps counted for every item.
+        waiters: who waits for the table.
+        inserts_per_second: mean over the last few seconds.
+        samples_per_second: mean over the last few seconds.
+        oldest_item_age: seconds since the oldest item was inserted; 0 when the table is empty.
+        newest_item_age: seconds since the newest item was inserted; 0 when the table is empty.
+    """
+
+    name: str
+    sampler_options: Mapping[str, Any]
+    remover_options: Mapping[str, Any]
+    max_size: int
+    max_times_sampled: int
+    rate_limiter_info: RateLimiterInfo
+    signature: Any = None
+    current_size: int = 0
+    num_episodes: int = 0
+    num_deleted_episodes: int = 0
+    num_unique_samples: int = 0
+    num_deletes: int = 0
+    stored_bytes: int = 0
+    stored_rows: int = 0
+    waiters: tuple[WaiterInfo, ...] = ()
+    inserts_per_second: float = 0.0
+    samples_per_second: float = 0.0
+    oldest_item_age: float = 0.0
+    newest_item_age: float = 0.0

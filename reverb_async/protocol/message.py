@@ -1,0 +1,90 @@
+"""What travels on a stream: a small header and raw buffers, whatever carries them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from reverb_async.errors import InvalidArgument
+
+Buffer = NDArray[Any]
+"""A C-contiguous array. What the wire delivers is uint8 ``[n]``; in process the sender's own arrays arrive, typed."""
+
+
+@dataclass(slots=True)
+class Message:
+    """A header of plain values (what MessagePack knows) and the buffers it speaks of.
+
+    Attributes:
+        header: string keys; a reader ignores keys it does not know.
+        buffers: C-contiguous arrays; the sender does not touch them again.
+    """
+
+    header: dict[str, Any]
+    buffers: list[Buffer] = field(default_factory=list)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all buffers in bytes."""
+        return sum(buffer.nbytes for buffer in self.buffers)
+
+
+class BufferReader:
+    """Takes a received message's buffers in order and checks each against what the header says of it."""
+
+    def __init__(self, message: Message) -> None:
+        self._buffers = message.buffers
+        self._next = 0
+
+    def array(self, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
+        """Return the next buffer as an array of this dtype and shape, without a copy.
+
+        Raises:
+            InvalidArgument: there is none, or it has another size.
+        """
+        if self._next >= len(self._buffers):
+            raise InvalidArgument(f"the message has {len(self._buffers)} buffers, its header speaks of more")
+        buffer = self._buffers[self._next]
+        self._next += 1
+        wanted = np.dtype(dtype)
+        count = 1
+        for extent in shape:
+            count *= extent
+        if min(shape, default=1) < 0 or buffer.nbytes != count * wanted.itemsize:
+            raise InvalidArgument(
+                f"buffer {self._next - 1} has {buffer.nbytes} bytes, {wanted} of shape {list(shape)} needs "
+                f"{count * wanted.itemsize}"
+            )
+        if buffer.dtype == wanted and buffer.shape == shape:
+            return buffer
+        return buffer.reshape(-1).view(np.uint8).view(wanted).reshape(shape)
+
+    def bytes(self) -> NDArray[np.uint8]:
+        """Return the next buffer as bytes, uint8 ``[n]``, whatever its size."""
+        if self._next >= len(self._buffers):
+            raise InvalidArgument(f"the message has {len(self._buffers)} buffers, its header speaks of more")
+        buffer = self._buffers[self._next]
+        self._next += 1
+        return buffer.reshape(-1).view(np.uint8)
+
+
+class Duplex(Protocol):
+    """One stream, seen from one of its ends.
+
+    Every method but `abort` may be cancelled; a cancelled `send` breaks the stream.
+    """
+
+    async def send(self, message: Message) -> None:
+        """Hand a message over; waits while the peer's window or queue is full."""
+
+    async def receive(self) -> Message | None:
+        """Return the next message, or None once the peer has ended its side."""
+
+    async def end(self) -> None:
+        """End this side; the peer's `receive` then returns None."""
+
+    def abort(self) -> None:
+        """End both sides at once; never waits. The peer sees a broken stream."""

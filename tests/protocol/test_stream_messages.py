@@ -1,0 +1,163 @@
+"""Every stream message can be read back, from this version's bytes and from old ones."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stream_messages import GOLDEN, MESSAGES
+
+from reverb_async.core.variable import VariableRows
+from reverb_async.errors import InvalidArgument
+from reverb_async.protocol.inserting import InsertRequestReader, InsertResponse, take_column
+from reverb_async.protocol.message import Message
+from reverb_async.protocol.sampling import SampleRequest, SampleResponseReader
+from reverb_async.protocol.updating import UpdateRequest, UpdateResponse
+from reverb_async.wire.codec import decode
+
+
+def same(got: object, expected: object) -> bool:
+    """Compare messages field by field, arrays by value."""
+    if isinstance(expected, np.ndarray):
+        assert isinstance(got, np.ndarray)
+        return got.dtype == expected.dtype and np.array_equal(got, expected, equal_nan=expected.dtype.kind == "f")
+    if isinstance(expected, VariableRows):
+        return all(same(getattr(got, name), getattr(expected, name)) for name in ("data", "sizes", "shapes"))
+    if isinstance(expected, list | tuple):
+        return len(got) == len(expected) and all(map(same, got, expected))
+    if hasattr(expected, "__dataclass_fields__"):
+        return all(same(getattr(got, name), getattr(expected, name)) for name in expected.__dataclass_fields__)
+    return got == expected
+
+
+@pytest.fixture(params=["in process", "over the wire", "as written once"])
+def carried(request):
+    """Carry a message from its sender to its receiver."""
+
+    def carry(name: str) -> Message:
+        if request.param == "in process":
+            return MESSAGES[name].to_message()
+        golden = (GOLDEN / f"{name}.bin").read_bytes()
+        if request.param == "as written once":
+            return decode(golden)
+        from reverb_async.wire.codec import encode
+
+        return decode(encode(MESSAGES[name].to_message()).join(), owned=True)
+
+    return carry
+
+
+def test_an_insert_request(carried):
+    expected, reader = MESSAGES["insert_request"], InsertRequestReader(carried("insert_request"))
+    assert reader.session() == expected.session
+    assert same(reader.groups(), expected.groups)
+    assert same(reader.layouts(), expected.layouts)
+    (steps,) = reader.steps()
+    assert (steps.group, steps.first, steps.count) == (0, 5, 3)
+    columns = [take_column(reader.buffers, spec, steps.count) for spec in expected.groups[0].columns]
+    assert same(columns, expected.steps[0].columns)
+    assert same(reader.items(), expected.items)
+    assert reader.release() == expected.release
+    assert reader.cancel() == expected.cancel
+
+
+def test_an_insert_response(carried):
+    assert same(InsertResponse.from_message(carried("insert_response")), MESSAGES["insert_response"])
+
+
+def test_a_sample_request(carried):
+    assert same(SampleRequest.from_message(carried("sample_request")), MESSAGES["sample_request"])
+
+
+def test_a_sample_response(carried):
+    expected = MESSAGES["sample_response"]
+    got = SampleResponseReader().read(carried("sample_response"))
+    assert same(got.batches, expected.batches)
+    assert same(got.failed, expected.failed)
+    assert got.waiting == expected.waiting
+
+
+def test_an_update_request(carried):
+    assert same(UpdateRequest.from_message(carried("update_request")), MESSAGES["update_request"])
+
+
+def test_an_update_response(carried):
+    assert same(UpdateResponse.from_message(carried("update_response")), MESSAGES["update_response"])
+
+
+def test_every_golden_file_is_tested():
+    assert {path.stem for path in GOLDEN.glob("*.bin")} == MESSAGES.keys()
+
+
+def test_readers_ignore_keys_they_do_not_know(carried):
+    message = carried("update_request")
+    message.header["colour"] = "green"
+    assert same(UpdateRequest.from_message(message), MESSAGES["update_request"])
+
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=4)
+    | st.binary(max_size=4),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    max_leaves=8,
+)
+names = st.sampled_from(
+    [
+        *("session", "groups", "layouts", "steps", "items", "release", "cancel"),
+        *("applied_through", "applied", "acks", "refused", "waiting"),
+        *(
+            "subscribe",
+            "credits",
+            "consumed",
+            "withdraw",
+            "updates",
+            "end",
+            "batches",
+            "failed",
+            "seq",
+            "table",
+            "deletes",
+        ),
+    ]
+)
+
+
+@given(
+    st.sampled_from(sorted(MESSAGES)),
+    st.dictionaries(names, values, max_size=3),
+    st.integers(0, 3),
+)
+def test_whatever_a_stranger_writes_is_read_or_refused(name, changes, lost_buffers):
+    message = MESSAGES[name].to_message()
+    message.header.update(changes)
+    del message.buffers[len(message.buffers) - lost_buffers :]
+
+    def read_insert_request() -> None:
+        reader = InsertRequestReader(message)
+        reader.session()
+        specs = {group.id: group.columns for group in reader.groups()}
+        reader.layouts()
+        for steps in reader.steps():
+            for spec in specs.get(steps.group, ()):
+                take_column(reader.buffers, spec, steps.count)
+        reader.items()
+        reader.release()
+        reader.cancel()
+
+    readers = {
+        "insert_request": read_insert_request,
+        "insert_response": lambda: InsertResponse.from_message(message),
+        "sample_request": lambda: SampleRequest.from_message(message),
+        "sample_response": lambda: SampleResponseReader().read(message),
+        "update_request": lambda: UpdateRequest.from_message(message),
+        "update_response": lambda: UpdateResponse.from_message(message),
+    }
+    with contextlib.suppress(InvalidArgument):
+        readers[name]()
