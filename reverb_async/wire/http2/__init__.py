@@ -1,0 +1,11 @@
+"""The HTTP/2 path: grpclib's server and channel with the bounds and speed replay needs.
+
+This package alone touches private names of grpclib and h2; `pyproject.toml` keeps their versions in tight ranges.
+"""
+
+from reverb_async.wire.http2.client import Call, ReplayChannel
+from reverb_async.wire.http2.connection import MAX_MESSAGE_BYTES
+from reverb_async.wire.http2.server import ReplayServer, abort_server_stream
+from reverb_async.wire.http2.window import WindowBudget
+
+__all__ = ["MAX_MESSAGE_BYTES", "Call", "ReplayChannel", "ReplayServer", "WindowBudget", "abort_server_stream"]

@@ -1,0 +1,180 @@
+"""grpclib's channel on our connections, and calls that are read and written message by message."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+import grpclib.client
+from grpclib.const import Status
+from grpclib.encoding.base import GRPC_CONTENT_TYPE, CodecBase
+from grpclib.exceptions import GRPCError, StreamTerminatedError
+from grpclib.metadata import USER_AGENT, decode_bin_value, decode_grpc_message
+from grpclib.protocol import H2Protocol
+
+from reverb_async.wire.grpc_codec import GrpcCodec
+from reverb_async.wire.http2.connection import MAX_MESSAGE_BYTES, Endpoint, Protocol
+from reverb_async.wire.http2.stream import Stream
+from reverb_async.wire.http2.window import LARGEST_WINDOW
+from reverb_async.wire.status import ERROR_KEY, unpack_details
+
+
+class ReplayChannel(grpclib.client.Channel):
+    """A connection to a server, made by the first call and again by the first after it was lost.
+
+    Args:
+        host, port, path: a TCP address or the path of a Unix socket.
+        codec: `GrpcCodec(owned=True)` unless given.
+        connect_timeout: seconds until an attempt to connect is given up.
+        max_message_bytes: longer messages from the server are refused.
+    """
+
+    def __init__(
+        self,
+        host: str | None = None,
+        port: int | None = None,
+        *,
+        path: str | None = None,
+        codec: CodecBase | None = None,
+        ssl: ssl.SSLContext | None = None,
+        connect_timeout: float | None = None,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
+        self._connect_timeout = connect_timeout
+        self._endpoint = Endpoint(stream_window=LARGEST_WINDOW, max_message_bytes=max_message_bytes)
+        codec = codec or GrpcCodec(owned=True)
+        super().__init__(host, port, path=path, codec=codec, ssl=ssl, config=self._endpoint.config)
+
+    def _protocol_factory(self) -> Protocol:
+        made = super()._protocol_factory()
+        return Protocol(made.handler, made.config, made.h2_config, self._endpoint)
+
+    async def __connect__(self) -> H2Protocol:
+        """Return the connection, made now if there is none.
+
+        Raises:
+            OSError: there is no connection to be had.
+        """
+        if self._connected:
+            return await super().__connect__()
+        try:
+            async with asyncio.timeout(self._connect_timeout) as deadline:
+                return await super().__connect__()
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            raise ConnectionError(f"no connection within {self._connect_timeout} s") from error
+
+    async def open_call(self, path: str) -> Call:
+        """Send the headers of a call of method `path`.
+
+        Raises:
+            OSError: there is no connection to be had.
+            StreamTerminatedError: it was lost just now.
+        """
+        protocol = await self.__connect__()
+        assert isinstance(protocol, Protocol)
+        stream = protocol.connection.create_stream()
+        headers = [
+            (":method", "POST"),
+            (":scheme", self._scheme),
+            (":path", path),
+            (":authority", self._authority),
+            ("te", "trailers"),
+            ("content-type", GRPC_CONTENT_TYPE),
+            ("user-agent", USER_AGENT),
+        ]
+        release = await stream.send_request(headers, _processor=protocol.processor)
+        return Call(stream, release, self._codec)
+
+
+class Call:
+    """A gRPC call from the client's side.
+
+    grpclib's own class cancels the task that waits for a stream when the stream ends; this one delivers everything that
+    arrived before the end, can be left without waiting, and keeps the error's details.
+    """
+
+    def __init__(self, stream: Stream, release: Callable[[], None], codec: CodecBase) -> None:
+        self._stream = stream
+        self._release = release
+        self._codec = codec
+        self._ended = False
+
+    async def send(self, message: Any, message_type: type, *, end: bool = False) -> None:
+        """Send a message, and with it the end of this side.
+
+        Raises:
+            GRPCError: the server has ended the call with an error.
+            StreamTerminatedError: the stream is gone.
+        """
+        assert not self._ended
+        body = self._codec.encode(message, message_type)
+        try:
+            await self._stream.send_data(b"\0" + len(body).to_bytes(4, "big") + body, end_stream=end)
+        except StreamTerminatedError:
+            self._raise_for_status()
+            raise
+        self._ended = end
+
+    async def receive(self, message_type: type) -> Any:
+        """Return the next message, None once the server has ended the call with success. Cancelling loses nothing.
+
+        Raises:
+            GRPCError: the call has failed, or the message is malformed or too long.
+            StreamTerminatedError: the stream is gone.
+        """
+        stream = self._stream
+        prefix = await stream.recv_data(5)
+        if prefix:
+            body = await stream.recv_data(int.from_bytes(prefix[1:], "big"))
+            return self._codec.decode(body, message_type)
+        if not self._raise_for_status():
+            raise StreamTerminatedError(stream.terminated or "the server ended the stream without a status")
+        return None
+
+    async def end(self) -> None:
+        """End this side.
+
+        Raises:
+            GRPCError: the server has ended the call with an error.
+            StreamTerminatedError: the stream is gone.
+        """
+        if self._ended:
+            return
+        try:
+            await self._stream.end()
+        except StreamTerminatedError:
+            if not self._raise_for_status():
+                raise
+        self._ended = True
+
+    def abort(self, reason: str = "aborted") -> None:
+        """End the call if it has not ended; whoever waits for it meets `StreamTerminatedError`. Never waits."""
+        self._stream.abort(reason)
+        self._release()
+
+    def _raise_for_status(self) -> bool:
+        """Raise the error the server ended the call with; return whether it has ended with success."""
+        headers = dict(self._stream.headers or ())
+        if headers.get(":status", "200") != "200":
+            status = grpclib.client._H2_TO_GRPC_STATUS_MAP.get(headers[":status"], Status.UNKNOWN)
+            raise GRPCError(status, f"the server answered with HTTP status {headers[':status']}")
+        last = dict(self._stream.trailers or self._stream.headers or ())
+        if "grpc-status" not in last:
+            return False
+        code = last["grpc-status"]
+        if code == "0":
+            return True
+        known = {str(status.value): status for status in Status}
+        message = decode_grpc_message(last["grpc-message"]) if "grpc-message" in last else None
+        raise GRPCError(known.get(code, Status.UNKNOWN), message, _details(last))
+
+
+def _details(trailers: dict[str, str]) -> dict[str, Any] | None:
+    try:
+        return unpack_details(decode_bin_value(trailers.get(ERROR_KEY, "").encode("ascii")))
+    except ValueError:  # no base64
+        return None

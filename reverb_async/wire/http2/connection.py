@@ -1,0 +1,272 @@
+"""One HTTP/2 connection under grpclib: settings, frames and events."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import cast
+
+import grpclib.protocol
+from grpclib.config import Configuration
+from grpclib.utils import Wrapper
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import Event, RequestReceived, StreamReset
+from h2.exceptions import ProtocolError
+from h2.frame_buffer import FrameBuffer
+from h2.settings import SettingCodes, Settings
+from hyperframe.frame import DataFrame, Frame
+
+from reverb_async.wire.http2.stream import Stream
+from reverb_async.wire.http2.window import CONNECTION_WINDOW, INITIAL_WINDOW, WindowBudget
+
+log = logging.getLogger(__name__)
+
+MAX_FRAME_BYTES = 1 << 20
+MAX_MESSAGE_BYTES = 64 << 20
+MAX_STREAMS = (1 << 31) - 1
+CLOSE_GRACE = 1.0
+"""Seconds a closed connection has to send what it still holds."""
+
+
+@dataclass(eq=False)
+class Endpoint:
+    """What all connections of a server or channel share.
+
+    Attributes:
+        stream_window: bytes a stream may receive unread, at first.
+        max_message_bytes: longer messages are refused before they are read.
+        message_limits: other limits for some services, by full name.
+        window_budget: lets windows of streams grow; None keeps them as they are.
+        connections: those that live.
+        idle: set while there are none.
+    """
+
+    stream_window: int = INITIAL_WINDOW
+    max_message_bytes: int = MAX_MESSAGE_BYTES
+    message_limits: dict[str, int] = field(default_factory=dict)
+    window_budget: WindowBudget | None = None
+    connections: set[Protocol] = field(default_factory=set)
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.idle.set()
+
+    def add(self, connection: Protocol) -> None:
+        """Count a new connection."""
+        self.connections.add(connection)
+        self.idle.clear()
+
+    def discard(self, connection: Protocol) -> None:
+        """Count a connection no more."""
+        self.connections.discard(connection)
+        if not self.connections:
+            self.idle.set()
+
+    @property
+    def config(self) -> Configuration:
+        """What grpclib is to know of this."""
+        return Configuration(
+            http2_connection_window_size=CONNECTION_WINDOW, http2_stream_window_size=self.stream_window
+        )
+
+    def limit(self, path: str) -> int:
+        """Return the longest message allowed in calls of a method."""
+        return self.message_limits.get(path.split("/")[1] if path.startswith("/") else "", self.max_message_bytes)
+
+
+class _Data(DataFrame):
+    """A DATA frame that is cheap to print.
+
+    h2 formats every frame it receives for a log that drops it; for a DATA frame that turns the whole body into
+    hexadecimal digits.
+    """
+
+    def __repr__(self) -> str:
+        return "DATA"
+
+
+class _Frames(FrameBuffer):
+    """Makes every DATA frame a `_Data`."""
+
+    def __next__(self) -> Frame:
+        frame = super().__next__()
+        if frame.__class__ is DataFrame:
+            frame.__class__ = _Data
+        return frame
+
+
+def _open_h2(config: H2Configuration, stream_window: int) -> H2Connection:
+    """Return an HTTP/2 state machine with our settings, its first frames ready to be sent."""
+    h2_connection = H2Connection(config=config)
+    h2_connection.incoming_buffer = _Frames(server=not config.client_side)
+    h2_connection._frame_dispatch_table[_Data] = h2_connection._receive_data_frame
+    # Settings given at once hold from the first frame on; later changes would wait for the peer's acknowledgement.
+    h2_connection.local_settings = Settings(
+        client=bool(config.client_side),
+        initial_values={
+            SettingCodes.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
+            SettingCodes.MAX_HEADER_LIST_SIZE: h2_connection.DEFAULT_MAX_HEADER_LIST_SIZE,
+            SettingCodes.MAX_FRAME_SIZE: MAX_FRAME_BYTES,
+            SettingCodes.INITIAL_WINDOW_SIZE: stream_window,
+        },
+    )
+    h2_connection.max_inbound_frame_size = MAX_FRAME_BYTES
+    h2_connection.initiate_connection()
+    h2_connection.increment_flow_control_window(CONNECTION_WINDOW - INITIAL_WINDOW)
+    return h2_connection
+
+
+class Connection(grpclib.protocol.Connection):
+    """A connection whose end wakes everybody who waits for it."""
+
+    def __init__(
+        self, h2_connection: H2Connection, transport: asyncio.Transport, endpoint: Endpoint, config: Configuration
+    ) -> None:
+        super().__init__(h2_connection, transport, config=config)
+        self.max_message_bytes = endpoint.max_message_bytes
+        self.window_budget = endpoint.window_budget
+        self.client_side = bool(h2_connection.config.client_side)
+        self._loop = asyncio.get_running_loop()
+
+    def create_stream(self, *, stream_id: int | None = None, wrapper: Wrapper | None = None) -> Stream:
+        """Return a stream; without an id it gets one when its request is sent."""
+        return Stream(self, self._connection, self._transport, stream_id=stream_id, wrapper=wrapper)
+
+    def flush(self) -> None:
+        """Hand what h2 has to say to the transport."""
+        data = self._connection.data_to_send()
+        if data and not self.is_closing():
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """Close the transport; one that cannot get rid of its data is aborted before long."""
+        for timer in (self._ping_handle, self._close_by_ping_handler):
+            if timer is not None:
+                timer.cancel()
+        if not self._transport.is_closing():
+            self._transport.close()
+            if self._transport.get_write_buffer_size():
+                self._loop.call_later(CLOSE_GRACE, self._transport.abort)
+        self.write_ready.set()
+        self.stream_close_waiter.set()
+
+
+class Processor(grpclib.protocol.EventsProcessor):
+    """Routes h2's events; unlike grpclib's it ignores what it does not know and forgets streams that are reset."""
+
+    connection: Connection
+    streams: dict[int, Stream]  # type: ignore[assignment]
+
+    def __init__(self, handler: grpclib.protocol.AbstractHandler, connection: Connection, endpoint: Endpoint) -> None:
+        super().__init__(handler, connection)
+        self._endpoint = endpoint
+        self._closed = False
+
+    def register(self, stream: grpclib.protocol.Stream) -> Callable[[], None]:
+        """Route a stream's events to it until the function that is returned is called; twice does no harm."""
+        assert isinstance(stream, Stream)
+        assert stream.id is not None
+        self.streams[stream.id] = stream
+        return lambda: self._release(stream)
+
+    def _release(self, stream: Stream) -> None:
+        assert stream.id is not None
+        self.streams.pop(stream.id, None)
+        stream.close_window()
+        self.connection.stream_close_waiter.set()
+        unread = stream.buffer.unacked_size()
+        if not self.connection.is_closing():
+            self.connection.ack(stream.id, unread)
+
+    def close(self, reason: str = "Connection closed") -> None:
+        """Close the connection and end every stream."""
+        if self._closed:
+            return
+        self._closed = True
+        self.connection.close()
+        self.handler.close()
+        for stream in list(self.streams.values()):
+            stream.__terminated__(reason)
+
+    def process(self, event: Event) -> None:
+        """Act on an event."""
+        if event.__class__ in self.processors and not self._closed:
+            super().process(event)
+
+    def process_request_received(self, event: RequestReceived) -> None:
+        """Start the handler of a new stream."""
+        headers = dict(cast("list[tuple[str, str]]", event.headers))
+        if not {":method", ":path"} <= headers.keys():
+            self.connection._connection.reset_stream(event.stream_id, ErrorCodes.PROTOCOL_ERROR)
+            return
+        super().process_request_received(event)
+        stream = self.streams.get(event.stream_id)
+        if stream is not None:
+            stream.max_message_bytes = self._endpoint.limit(headers[":path"])
+
+    def process_stream_reset(self, event: StreamReset) -> None:
+        """End a stream. A handler cancelled before its first step would never release it, so that is done here."""
+        stream = self.streams.get(event.stream_id)
+        super().process_stream_reset(event)
+        if stream is not None and not self.connection.client_side:
+            self._release(stream)
+
+
+class Protocol(grpclib.protocol.H2Protocol):
+    """Connects a transport with the classes above."""
+
+    connection: Connection
+
+    def __init__(
+        self,
+        handler: grpclib.protocol.AbstractHandler,
+        config: Configuration,
+        h2_config: H2Configuration,
+        endpoint: Endpoint,
+    ) -> None:
+        super().__init__(handler, config, h2_config)
+        self._endpoint = endpoint
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Send the settings."""
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            grpclib.protocol._set_nodelay(sock)
+        self._transport = cast("asyncio.Transport", transport)
+        h2_connection = _open_h2(self.h2_config, self._endpoint.stream_window)
+        self.connection = Connection(h2_connection, self._transport, self._endpoint, self.config)
+        self.connection.flush()
+        self.connection.initialize()
+        self.processor = Processor(self.handler, self.connection, self._endpoint)
+        self._endpoint.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Feed h2 and act on what it makes of it; peers that break the protocol are told so and dropped."""
+        try:
+            events = self.connection.feed(data)
+        except (ProtocolError, UnicodeDecodeError) as error:  # the second: a header that is not ASCII
+            log.debug("Protocol error", exc_info=error)
+            self.connection.flush()
+            self.processor.close("Protocol error")
+            return
+        self.connection.flush()
+        for event in events:
+            self.processor.process(event)
+        self.connection.flush()
+
+    def eof_received(self) -> None:
+        """Close when the peer closes."""
+        self.processor.close("Connection closed by the peer")
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """End every stream."""
+        self._endpoint.discard(self)
+        self.processor.close("Connection lost")
+
+    def abort(self) -> None:
+        """Close the connection at once; what was not sent is lost."""
+        self._transport.abort()

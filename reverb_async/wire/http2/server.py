@@ -1,0 +1,103 @@
+"""grpclib's server on our connections."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import grpclib.server
+from grpclib.encoding.base import CodecBase
+from grpclib.events import SendTrailingMetadata, listen
+
+from reverb_async.wire.grpc_codec import GrpcCodec
+from reverb_async.wire.http2.connection import MAX_MESSAGE_BYTES, Endpoint, Protocol
+from reverb_async.wire.http2.window import WindowBudget
+from reverb_async.wire.status import ERROR_KEY, pack_details
+
+if TYPE_CHECKING:
+    from grpclib._typing import IServable
+
+    from reverb_async.wire.http2.stream import Stream
+
+WINDOW_BYTES = 256 << 20
+
+
+class ReplayServer(grpclib.server.Server):
+    """A gRPC server with bounded messages and bounded receive windows.
+
+    Args:
+        handlers: the services.
+        codec: `GrpcCodec` unless given.
+        max_message_bytes: longer messages are refused with RESOURCE_EXHAUSTED before they are read.
+        message_limits: other limits for some services, by full name.
+        window_budget: what streams may receive unread beyond 64 KiB each; servers may share one.
+    """
+
+    def __init__(
+        self,
+        handlers: Collection[IServable],
+        *,
+        codec: CodecBase | None = None,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        message_limits: Mapping[str, int] | None = None,
+        window_budget: WindowBudget | None = None,
+    ) -> None:
+        self.window_budget = WindowBudget(WINDOW_BYTES) if window_budget is None else window_budget
+        self._endpoint = Endpoint(
+            max_message_bytes=max_message_bytes,
+            message_limits=dict(message_limits or {}),
+            window_budget=self.window_budget,
+        )
+        super().__init__(handlers, codec=codec or GrpcCodec(), config=self._endpoint.config)
+        listen(self, SendTrailingMetadata, _add_details)
+
+    def _protocol_factory(self) -> Protocol:
+        made = super()._protocol_factory()
+        return Protocol(made.handler, made.config, made.h2_config, self._endpoint)
+
+    @property
+    def sockets(self) -> tuple[socket.socket, ...]:
+        """The sockets that listen; empty before `start` and after `close`."""
+        return () if self._server is None else tuple(cast("asyncio.Server", self._server).sockets)
+
+    @property
+    def num_connections(self) -> int:
+        """How many peers are connected."""
+        return len(self._endpoint.connections)
+
+    def stop_accepting(self) -> None:
+        """Listen no more; what is connected stays."""
+        if self._server is not None:
+            self._server.close()
+
+    def abort_all(self) -> None:
+        """Close every connection at once, unsent data lost; handlers are cancelled."""
+        for connection in list(self._endpoint.connections):
+            connection.abort()
+
+    async def wait_closed(self) -> None:
+        """Wait, after `close`, until the handlers have ended, then drop the connections.
+
+        It does not wait for peers to leave, as asyncio's servers do since Python 3.12.
+        """
+        await self._handlers_ended()
+        self.abort_all()
+        await self._endpoint.idle.wait()
+        await self._handlers_ended()
+
+    async def _handlers_ended(self) -> None:
+        for handler in list(self._handlers):
+            await handler.wait_closed()
+
+
+async def _add_details(event: SendTrailingMetadata) -> None:
+    if isinstance(event.status_details, dict):
+        event.metadata[ERROR_KEY] = pack_details(event.status_details)
+
+
+def abort_server_stream(stream: grpclib.server.Stream[Any, Any]) -> None:
+    """Reset a stream from within its handler; never waits. What the handler does afterwards reaches nobody."""
+    stream._cancel_done = True
+    cast("Stream", stream._stream).abort("aborted")

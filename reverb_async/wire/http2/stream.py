@@ -1,0 +1,287 @@
+"""One HTTP/2 stream, as grpclib's servers and clients use it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import grpclib.protocol
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError, StreamTerminatedError
+from grpclib.utils import Wrapper
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.exceptions import StreamClosedError, TooManyStreamsError
+
+from reverb_async.errors import InvalidArgument, ResourceExhausted
+from reverb_async.wire.http2.window import StreamWindow
+from reverb_async.wire.status import to_grpc_error
+
+if TYPE_CHECKING:
+    from reverb_async.wire.http2.connection import Connection
+
+PREFIX_BYTES = 5
+"""What gRPC puts before each message: a byte that says whether it is compressed, and its length."""
+
+Headers = list[tuple[str, str]]
+
+
+class ReceiveBuffer:
+    """What a stream has received and nobody has read; reading returns the credit for it to the sender.
+
+    Unlike grpclib's own it bears empty DATA frames and streams that end early.
+    """
+
+    def __init__(self, acknowledge: Callable[[int], None]) -> None:
+        self._acknowledge = acknowledge
+        self._unread: deque[tuple[memoryview, int]] = deque()
+        self._taken: deque[memoryview] = deque()
+        self._taken_size = 0
+        self._ended = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def add(self, data: bytes, ack_size: int) -> None:
+        """Append a frame's data; `ack_size` is its data and padding."""
+        if ack_size:
+            self._unread.append((memoryview(data), ack_size))
+            self._wake()
+
+    def eof(self) -> None:
+        """Tell readers that nothing more will come."""
+        self._ended = True
+        self._wake()
+
+    async def read(self, size: int) -> bytes:
+        """Return the next `size` bytes, fewer only at the end of the stream. Cancelling loses nothing."""
+        while self._taken_size < size:
+            if self._unread:
+                self._take(size)
+            elif self._ended:
+                break
+            else:
+                self._waiter = asyncio.get_running_loop().create_future()
+                try:
+                    await self._waiter
+                finally:
+                    self._waiter = None
+        return self._pop(min(size, self._taken_size))
+
+    def unacked_size(self) -> int:
+        """Drop what was not read and return the credit owed for it."""
+        credit = sum(ack_size for _, ack_size in self._unread)
+        self._unread.clear()
+        return credit
+
+    def _take(self, size: int) -> None:
+        credit = 0
+        while self._unread and self._taken_size < size:
+            data, ack_size = self._unread.popleft()
+            self._taken.append(data)
+            self._taken_size += len(data)
+            credit += ack_size
+        self._acknowledge(credit)
+
+    def _pop(self, size: int) -> bytes:
+        self._taken_size -= size
+        pieces = []
+        while size:
+            piece = self._taken.popleft()
+            if len(piece) > size:
+                self._taken.appendleft(piece[size:])
+                piece = piece[:size]
+            pieces.append(piece)
+            size -= len(piece)
+        return b"".join(pieces)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class Stream(grpclib.protocol.Stream):
+    """A stream that bounds its messages, grows its window, and whose waits all end with it."""
+
+    buffer: ReceiveBuffer  # type: ignore[assignment]
+    connection: Connection
+
+    def __init__(
+        self,
+        connection: Connection,
+        h2_connection: H2Connection,
+        transport: asyncio.Transport,
+        *,
+        stream_id: int | None = None,
+        wrapper: Wrapper | None = None,
+    ) -> None:
+        self.max_message_bytes = connection.max_message_bytes
+        self.terminated: str | None = None
+        self._window = StreamWindow(connection.window_budget)
+        self._prefix = b""
+        self._body_is_next = False
+        super().__init__(connection, h2_connection, transport, stream_id=stream_id, wrapper=wrapper)
+
+    def init_stream(self, stream_id: int, connection: grpclib.protocol.Connection) -> None:
+        """Take an id, and with it a buffer."""
+        self.id = stream_id
+        self.buffer = ReceiveBuffer(partial(connection.ack, stream_id))
+        connection.streams_started += 1
+        self.created = connection.last_stream_created = time.monotonic()
+
+    async def recv_data(self, size: int) -> bytes:
+        """Return a message's prefix or, called next, its body. A cancelled call can be repeated from the prefix on.
+
+        Raises:
+            GRPCError: the message is too long, compressed, or cut off by the end of the stream.
+        """
+        if self._body_is_next:
+            self._body_is_next = False
+            body = await self.buffer.read(size)
+            if len(body) < size:
+                raise self._cut_off(size - len(body))
+            self._prefix = b""
+            return body
+        if not self._prefix:
+            prefix = await self.buffer.read(PREFIX_BYTES)
+            if not prefix:
+                return b""
+            self._check_prefix(prefix)
+            self._prefix = prefix
+        self._body_is_next = True
+        return self._prefix
+
+    def _check_prefix(self, prefix: bytes) -> None:
+        if len(prefix) < PREFIX_BYTES:
+            raise self._cut_off(PREFIX_BYTES - len(prefix))
+        if prefix[0] == 1:
+            refusal = InvalidArgument("compressed messages are not supported; send them uncompressed")
+            raise GRPCError(Status.UNIMPLEMENTED, str(refusal), refusal.to_map())
+        if prefix[0]:
+            raise to_grpc_error(InvalidArgument(f"a message begins with {prefix[0]}, expected 0"))
+        length = int.from_bytes(prefix[1:], "big")
+        if length > self.max_message_bytes:
+            raise to_grpc_error(
+                ResourceExhausted(f"a message of {length} bytes exceeds the limit of {self.max_message_bytes}")
+            )
+        raised = self._window.grow(length)
+        if raised and self.closable:
+            assert self.id is not None
+            self._h2_connection.increment_flow_control_window(raised, self.id)
+            self.connection.flush()
+
+    def _cut_off(self, missing: int) -> Exception:
+        if self.terminated is not None:
+            return StreamTerminatedError(self.terminated)
+        return to_grpc_error(InvalidArgument(f"the stream ended {missing} bytes before its message did"))
+
+    async def send_request(
+        self, headers: Headers, end_stream: bool = False, *, _processor: grpclib.protocol.EventsProcessor
+    ) -> Callable[[], None]:
+        """Open the stream; waits while the peer admits no more streams."""
+        while True:
+            await self._writable()
+            try:
+                stream_id = self._h2_connection.get_next_available_stream_id()
+                self._h2_connection.send_headers(stream_id, headers, end_stream=end_stream)
+            except TooManyStreamsError:
+                self.connection.stream_close_waiter.clear()
+                await self.connection.stream_close_waiter.wait()
+                continue
+            self.init_stream(stream_id, self.connection)
+            release_stream = _processor.register(self)
+            self.connection.flush()
+            self.connection.headers_send_process()
+            return release_stream
+
+    async def send_headers(self, headers: Headers, end_stream: bool = False) -> None:
+        """Send headers or trailers.
+
+        Raises:
+            StreamClosedError: the stream is gone; grpclib's server expects this error.
+        """
+        assert self.id is not None
+        await self.connection.write_ready.wait()
+        if self.terminated is not None or self.id not in self._h2_connection.streams:
+            raise StreamClosedError(self.id)
+        self._h2_connection.send_headers(self.id, headers, end_stream=end_stream)
+        self.connection.flush()
+        self.connection.headers_send_process()
+
+    async def send_data(self, data: bytes, end_stream: bool = False) -> None:
+        """Send all of `data`; waits for the peer's window and the transport."""
+        assert self.id is not None
+        view = memoryview(data)
+        h2_connection = self._h2_connection
+        if end_stream and not view:
+            return await self.end()
+        while view:
+            await self._writable()
+            window = h2_connection.local_flow_control_window(self.id)
+            if window <= 0:
+                self.window_updated.clear()
+                await self.window_updated.wait()
+                continue
+            size = min(len(view), window, h2_connection.max_outbound_frame_size)
+            chunk, view = view[:size], view[size:]
+            h2_connection.send_data(self.id, chunk, end_stream=end_stream and not view)
+            self.connection.flush()
+            self.data_sent += size
+            self.connection.data_sent += size
+            self.connection.data_send_process()
+
+    async def end(self) -> None:
+        """End this side."""
+        assert self.id is not None
+        await self._writable()
+        self._h2_connection.end_stream(self.id)
+        self.connection.flush()
+
+    async def _writable(self) -> None:
+        """Wait until the transport takes data.
+
+        Raises:
+            StreamTerminatedError: the stream or its connection is gone.
+        """
+        await self.connection.write_ready.wait()
+        if self.connection.is_closing():
+            if self.id is None:
+                raise StreamTerminatedError("Connection lost")
+            while self.terminated is None:  # soon: then grpclib knows it too, and takes it for no fault of the handler
+                self.window_updated.clear()
+                await self.window_updated.wait()
+        if self.terminated is not None:
+            raise StreamTerminatedError(self.terminated)
+
+    def reset_nowait(self, error_code: ErrorCodes = ErrorCodes.NO_ERROR) -> None:
+        """Tell the peer that the stream is over; never waits."""
+        assert self.id is not None
+        self._h2_connection.reset_stream(self.id, error_code=error_code)
+        self.connection.flush()
+
+    def abort(self, reason: str) -> None:
+        """End the stream at once, on both sides; whoever waits for it on this side is woken."""
+        if self.id is not None and self.closable:
+            self.reset_nowait(ErrorCodes.CANCEL)
+        self._end_waits(reason)
+
+    def close_window(self) -> None:
+        """Return what the stream holds of the window budget."""
+        self._window.close()
+
+    def __terminated__(self, reason: str) -> None:
+        """Learn from the connection that the stream is no more."""
+        if self.terminated is None:
+            super().__terminated__(reason)
+            self._end_waits(reason)
+
+    def _end_waits(self, reason: str) -> None:
+        if self.terminated is None:
+            self.terminated = reason
+        if self.id is not None:
+            self.buffer.eof()
+        self.window_updated.set()
+        self.headers_received.set()
+        self.trailers_received.set()

@@ -1,0 +1,27 @@
+"""The generated code is what the `.proto` files say."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+
+from reverb_async.wire.regenerate import GENERATED, generate
+
+
+def test_the_committed_code_is_what_the_compiler_makes_of_the_protos(tmp_path):
+    generate(tmp_path / "generated")
+
+    def sources(root):
+        return {
+            str(path.relative_to(root)): ast.dump(ast.parse(path.read_text())) for path in sorted(root.rglob("*.py"))
+        }
+
+    assert sources(tmp_path / "generated") == sources(GENERATED), "run `python -m reverb_async.wire.regenerate`"
+
+
+def test_the_generated_code_needs_neither_grpcio_nor_protobuf():
+    names = ["reverb_async.wire.generated.reverb_async.v1", "reverb_async.wire.generated.grpc.health.v1"]
+    hidden = ["grpc", "grpc_tools", "google.protobuf", "betterproto2_compiler"]
+    program = f"import sys; sys.modules.update(dict.fromkeys({hidden})); import {', '.join(names)}"
+    subprocess.run([sys.executable, "-c", program], check=True)
