@@ -1,0 +1,93 @@
+"""From drawn slots to arrays: one gather per column, never a loop over items."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reverb_async.core.item import ItemLayout
+from reverb_async.core.runs import Rows
+from reverb_async.core.slots import Slots
+from reverb_async.core.variable import VariableRows
+
+
+@dataclass(slots=True)
+class Piece:
+    """The items of one layout in a batch.
+
+    Attributes:
+        layout: their layout.
+        positions: int64 ``[m]``, where they stand in the batch; None when they are the whole batch.
+        lengths: per view, the rows of each item: one number for all, or int64 ``[m]``.
+        columns: one per wanted leaf: ``[sum(length), *row_shape]`` (fixed rows) or `VariableRows` of as many rows.
+    """
+
+    layout: ItemLayout
+    positions: Rows | None
+    lengths: list[int | Rows]
+    columns: list[NDArray[np.generic] | VariableRows]
+
+
+@dataclass(slots=True)
+class _Part:
+    layout: ItemLayout
+    positions: Rows | None
+    lengths: list[int | Rows]
+    rows: list[Rows]
+
+
+class GatherPlan:
+    """The rows a batch needs, found in one synchronous step; `run` copies them, in a thread if they are pinned."""
+
+    def __init__(self, slots: Slots, drawn: Rows) -> None:
+        self._parts: list[_Part] = []
+        self.nbytes = 0
+        for layout_id, positions in slots.by_layout(drawn):
+            layout = slots.layouts[layout_id]
+            assert layout is not None
+            mine = drawn if positions is None else drawn[positions]
+            lengths: list[int | Rows] = []
+            rows = []
+            for view, store in enumerate(layout.stores):
+                runs = slots.runs(view, mine)
+                shared = runs.uniform_length()
+                lengths.append(shared if shared >= 0 else runs.length)
+                rows.append(runs.rows())
+                self.nbytes += len(rows[-1]) * store.row_bytes
+            self._parts.append(_Part(layout, positions, lengths, rows))
+
+    def pin(self) -> None:
+        """Keep the rows from being reused until `unpin`."""
+        for part in self._parts:
+            for store, rows in zip(part.layout.stores, part.rows, strict=True):
+                store.pin(rows)
+
+    def unpin(self) -> None:
+        """Let go of the rows."""
+        for part in self._parts:
+            for store, rows in zip(part.layout.stores, part.rows, strict=True):
+                store.unpin(rows)
+
+    def run(self, wanted: Sequence[Sequence[int] | None]) -> list[Piece]:
+        """Copy the rows out; `wanted` names, per layout of `layouts`, the leaves to gather (None: all)."""
+        pieces = []
+        for part, leaves in zip(self._parts, wanted, strict=True):
+            layout = part.layout
+            chosen = layout.leaves if leaves is None else [layout.leaves[at] for at in leaves]
+            columns: list[NDArray[np.generic] | VariableRows] = []
+            for leaf in chosen:
+                store, rows = layout.stores[leaf.view], part.rows[leaf.view]
+                if store.specs[leaf.column].is_variable:
+                    columns.append(store.gather_variable(leaf.column, rows))
+                else:
+                    columns.append(store.gather(leaf.column, rows))
+            pieces.append(Piece(layout, part.positions, part.lengths, columns))
+        return pieces
+
+    @property
+    def layouts(self) -> list[ItemLayout]:
+        """The layouts in the batch."""
+        return [part.layout for part in self._parts]

@@ -1,0 +1,494 @@
+"""A table without waiting: items, selectors and rate limiter, changed in synchronous steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reverb_async.core.changes import Change, ChangeKind, Listener
+from reverb_async.core.episodes import EpisodeCounter
+from reverb_async.core.item import ItemBlock
+from reverb_async.core.key_index import KeyIndex
+from reverb_async.core.rate_limiters import RateLimiter, RateLimiterState
+from reverb_async.core.runs import Rows
+from reverb_async.core.selectors import Fifo, Selector
+from reverb_async.core.slots import GONE, LIVE, OUT, Slots
+from reverb_async.errors import InvalidArgument
+
+_SPARE_SLOTS = 65_536
+"""Slots beyond twice `max_size`: room for a block before it evicts, and for items not acknowledged by learners."""
+
+
+@dataclass(slots=True)
+class Draw:
+    """Items drawn in one step; whoever drew them acknowledges them or hands them back.
+
+    Attributes:
+        generation: the table's reset count at the time.
+        slots: int64 ``[n]``.
+        keys: uint64 ``[n]``.
+        probabilities: float64 ``[n]``, of each draw at the time it was made.
+        priorities: float64 ``[n]``.
+        times_sampled: int32 ``[n]``, this draw included.
+        table_sizes: int64 ``[n]``, items in the table just before each draw's removals.
+        inserted_at: float64 ``[n]``, seconds since the epoch.
+        versions: uint32 ``[n]``; a slot with another version holds another item by now.
+        rate_limited: the caller had to wait for the rate limiter.
+    """
+
+    generation: int
+    slots: Rows
+    keys: NDArray[np.uint64]
+    probabilities: NDArray[np.float64]
+    priorities: NDArray[np.float64]
+    times_sampled: NDArray[np.int32]
+    table_sizes: NDArray[np.int64]
+    inserted_at: NDArray[np.float64]
+    versions: NDArray[np.uint32]
+    rate_limited: bool = False
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    @classmethod
+    def join(cls, draws: list[Draw]) -> Draw:
+        """Return several draws of one table as one, in order."""
+        if len(draws) == 1:
+            return draws[0]
+
+        return cls(
+            draws[0].generation,
+            np.concatenate([draw.slots for draw in draws]),
+            np.concatenate([draw.keys for draw in draws]),
+            np.concatenate([draw.probabilities for draw in draws]),
+            np.concatenate([draw.priorities for draw in draws]),
+            np.concatenate([draw.times_sampled for draw in draws]),
+            np.concatenate([draw.table_sizes for draw in draws]),
+            np.concatenate([draw.inserted_at for draw in draws]),
+            np.concatenate([draw.versions for draw in draws]),
+            any(draw.rate_limited for draw in draws),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MutateResult:
+    """What `mutate_priorities` did.
+
+    Attributes:
+        updated: items whose priority was set.
+        deleted: items removed.
+        unknown: distinct keys that named no item of the table.
+    """
+
+    updated: int
+    deleted: int
+    unknown: int
+
+
+class TableState:
+    """The items of one table.
+
+    Every method runs to its end without waiting and leaves the state whole. Times, keys and random numbers are passed
+    in.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_size: int,
+        sampler: Selector,
+        remover: Selector,
+        rate_limiter: RateLimiter,
+        max_times_sampled: int,
+        max_bytes: int | None,
+        rng: np.random.Generator,
+    ) -> None:
+        self.max_size = max_size
+        self.max_times_sampled = max_times_sampled
+        self.max_bytes = max_bytes
+        self.limiter = RateLimiterState(rate_limiter)
+        self._sampler_kind = sampler
+        self._remover_kind = remover
+        self._rng = rng
+        self._multiplier = int(rng.integers(2**63)) * 2 + 1
+        self.listeners: list[Listener] = []
+        self.generation = 0
+        """Counts resets; what was drawn before one is void after it."""
+        self._num_changes = 0
+        self._detached: list[Slots] = []
+        self._dismantled = 0
+        self._start_empty()
+
+    def _start_empty(self) -> None:
+        capacity = 2 * self.max_size + _SPARE_SLOTS
+        self.slots = Slots(capacity)
+        self._index = KeyIndex(capacity, self.slots.key, self._multiplier)
+        self._sampler = self._sampler_kind.build(capacity)
+        self._remover = self._remover_kind.build(capacity)
+        # Where sampled-out items stood in sampler and remover, so that they can return there.
+        self._sampler_place = np.zeros(capacity, np.int64)
+        self._remover_place = np.zeros(capacity, np.int64)
+        self.size = 0
+        self.nbytes = 0
+        self.num_unique_samples = 0
+        self.episodes = EpisodeCounter()
+        self._highest_priority = -np.inf
+
+    # -- inserting ----------------------------------------------------------------------------------------------------
+
+    def check_insert(self, block: ItemBlock) -> None:
+        """Refuse a block that can never enter this table; changes nothing.
+
+        Raises:
+            InvalidArgument: a priority the selectors refuse, or an item larger than `max_bytes`.
+        """
+        given = block.priorities[~np.isnan(block.priorities)]
+        self.check_priorities(given)
+        if self.max_bytes is not None and len(block) and int(block.nbytes.max()) > self.max_bytes:
+            raise InvalidArgument(
+                f"an item shows {int(block.nbytes.max())} bytes, the whole table may hold max_bytes={self.max_bytes}"
+            )
+
+    def check_priorities(self, priorities: NDArray[np.float64]) -> None:
+        """Raise `InvalidArgument` for priorities that sampler or remover refuse."""
+        self._sampler_kind.check_priorities(priorities)
+        if self._remover_kind != self._sampler_kind:
+            self._remover_kind.check_priorities(priorities)
+
+    def admitted_inserts(self, n: int) -> int:
+        """Return how many of `n` inserts in a row the rate limiter, and the room for items in flight, admit now."""
+        return min(self.limiter.admitted_inserts(n), self.slots.num_free)
+
+    def insert(self, block: ItemBlock, now: float) -> None:
+        """Insert a block that was checked and admitted; known keys only take the new priority."""
+        keys = block.keys
+        known = self._index.find(keys)
+        fresh = bool((known < 0).all())
+        if fresh and len(keys) > 1 and not bool((keys[1:] > keys[:-1]).all()):
+            fresh = len(np.unique(keys)) == len(keys)
+        if not fresh and len(keys) > 1:
+            for at in range(len(keys)):
+                self.insert(block.part(at, at + 1), now)
+            return
+        priorities = self._fill_priorities(block.priorities)
+        if not fresh:
+            self._set_priorities(known, priorities)
+            return
+        together = self._count_together(block)
+        if together:
+            self._add(block.part(0, together), priorities[:together], now)
+            self._make_room()
+        for at in range(together, len(block)):
+            self._add(block.part(at, at + 1), priorities[at : at + 1], now)
+            self._make_room()
+
+    def _count_together(self, block: ItemBlock) -> int:
+        """Return how many items of a block can enter before the first eviction, and the table end as if one by one.
+
+        Random removers choose each victim among the items present at that moment. Fifo leaves the newest items that fit in any
+        case; other orders leave those that rank last while all count the same, but not when large ones drive out several.
+        """
+        if self.max_bytes is not None and self.nbytes + int(block.nbytes.sum()) > self.max_bytes:
+            return len(block) if isinstance(self._remover_kind, Fifo) else 0
+        if self._remover_kind.is_deterministic:
+            return len(block)
+        return max(0, min(len(block), self.max_size - self.size))
+
+    def _make_room(self) -> None:
+        self._evict(self.size - self.max_size)
+        if self.max_bytes is not None:
+            while self.nbytes > self.max_bytes:
+                self._evict(1)
+
+    def _fill_priorities(self, priorities: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Replace NaN by the highest priority at that moment: Schaul et al., 2016, arXiv:1511.05952, section 3.3."""
+        if self.size == 0:
+            self._highest_priority = -np.inf
+        asked = np.isnan(priorities)
+        if not asked.any():
+            self._highest_priority = max(self._highest_priority, float(priorities.max()))
+            return priorities
+        given = np.where(asked, -np.inf, priorities)
+        given[0] = max(given[0], self._highest_priority) if asked[0] else given[0]
+        if given[0] == -np.inf:
+            given[0] = 1.0
+        running = np.maximum(np.maximum.accumulate(given), self._highest_priority)
+        self._highest_priority = float(running[-1])
+        return np.where(asked, running, priorities)
+
+    def _add(self, block: ItemBlock, priorities: NDArray[np.float64], now: float) -> None:
+        slots = self.slots.put(block, priorities, now)
+        self._index.insert(block.keys, slots)
+        self._sampler.insert(slots, priorities)
+        self._remover.insert(slots, priorities)
+        self.size += len(slots)
+        self.nbytes += int(block.nbytes.sum())
+        self.episodes.add(*self.slots.episodes_of(slots))
+        self.limiter.count_inserts(len(slots))
+        self._emit(ChangeKind.INSERT, slots, priorities)
+
+    def _evict(self, count: int) -> None:
+        if count <= 0:
+            return
+        if self._remover_kind.is_deterministic:
+            self._remove(self._remover.first(count), ChangeKind.EVICT)
+        else:
+            for _ in range(count):
+                self._remove(self._remover.sample(1, self._rng)[0], ChangeKind.EVICT)
+
+    # -- sampling -----------------------------------------------------------------------------------------------------
+
+    def admitted_samples(self, n: int) -> int:
+        """Return how many of `n` samples the rate limiter admits now, if none of them removes its item."""
+        return self.limiter.admitted_samples(n)
+
+    def reserve_samples(self, n: int) -> None:
+        """Count `n` admitted samples that `draw` makes later."""
+        self.limiter.count_samples(n)
+
+    def return_samples(self, n: int) -> None:
+        """Take back what `reserve_samples` counted."""
+        self.limiter.count_samples(-n)
+
+    def draw(self, n: int, *, reserved: int = 0) -> Draw:
+        """Draw up to `n` admitted items, fewer only if `max_times_sampled` empties the table below its minimum size.
+
+        Args:
+            n: how many; at most what `admitted_samples` allows on top of `reserved`.
+            reserved: how many of them `reserve_samples` has counted before.
+        """
+        if self.max_times_sampled < 1:
+            slots, probabilities = self._sampler.sample(n, self._rng)
+            draw = self._record(slots, probabilities, np.full(n, self.size))
+        elif self._sampler_kind.is_deterministic:
+            draw = self._draw_in_order(n)
+        else:
+            draw = self._draw_until_exhausted(n)
+        self.limiter.count_samples(len(draw) - reserved)
+        return draw
+
+    def _draw_in_order(self, n: int) -> Draw:
+        """A deterministic sampler repeats its head until that is used up: whole stretches of its order are known."""
+        heads = self._sampler.first(n)
+        left = self.max_times_sampled - self.slots.times_sampled[heads].astype(np.int64)
+        slots = np.repeat(heads, left)[:n]
+        used_up = np.cumsum(left)
+        gone_before = np.searchsorted(used_up, np.arange(len(slots)), side="right")
+        sizes = self.size - gone_before
+        slots = slots[sizes >= self.limiter.limiter.min_size_to_sample]
+        draw = self._record(slots, np.ones(len(slots)), sizes[: len(slots)])
+        self._sample_out(heads[: np.searchsorted(used_up, len(slots), side="right")])
+        return draw
+
+    def _draw_until_exhausted(self, n: int) -> Draw:
+        """Draw with replacement up to the first item that is used up, remove it, go on: as drawing one by one does."""
+        draws: list[Draw] = []
+        while n and self.size >= self.limiter.limiter.min_size_to_sample:
+            slots, probabilities = self._sampler.sample(n, self._rng)
+            times = self.slots.times_sampled[slots] + _occurrence(slots)
+            used_up = np.flatnonzero(times >= self.max_times_sampled)
+            count = int(used_up[0]) + 1 if len(used_up) else n
+            draws.append(self._record(slots[:count], probabilities[:count], np.full(count, self.size)))
+            if len(used_up):
+                self._sample_out(slots[count - 1 : count])
+            n -= count
+        return Draw.join(draws)
+
+    def _record(self, slots: Rows, probabilities: NDArray[np.float64], sizes: NDArray[np.int64]) -> Draw:
+        """Count the draws and note what their callers are told."""
+        items = self.slots
+        before = items.times_sampled[slots]
+        np.add.at(items.times_sampled, slots, np.int32(1))
+        times = items.times_sampled[slots]
+        if bool((times - before > 1).any()):
+            times = before + _occurrence(slots)
+        self.num_unique_samples += int(np.count_nonzero(times == 1))
+        if self.max_times_sampled >= 1:
+            np.add.at(items.unsettled, slots, np.int32(1))
+        return Draw(
+            self.generation,
+            slots,
+            items.key[slots],
+            probabilities,
+            items.priority[slots],
+            times,
+            sizes,
+            items.inserted_at[slots],
+            items.version[slots],
+        )
+
+    def _sample_out(self, slots: Rows) -> None:
+        """Remove used-up items; their slots and rows stay until the draw is acknowledged."""
+        if not len(slots):
+            return
+        self._sampler_place[slots] = self._sampler.place(slots)
+        self._remover_place[slots] = self._remover.place(slots)
+        self._detach(slots, ChangeKind.SAMPLE_OUT)
+        self.slots.state[slots] = OUT
+
+    def acknowledge(self, draw: Draw) -> None:
+        """The caller has the items: sampled-out ones are gone for good once the last draw that shows them is settled."""
+        if draw.generation == self.generation and self.max_times_sampled >= 1:
+            self._settle(draw.slots)
+
+    def _settle(self, slots: Rows) -> None:
+        """Note that draws of these slots are settled; free those that held on to nothing else."""
+        items = self.slots
+        np.subtract.at(items.unsettled, slots, np.int32(1))
+        slots = np.unique(slots[(items.state[slots] != LIVE) & (items.unsettled[slots] == 0)])
+        if len(slots):
+            items.free(slots)
+
+    def hand_back(self, draw: Draw) -> None:
+        """Undo a draw: limiter and item counts, and used-up items return to their old place. Void after a reset."""
+        if draw.generation != self.generation:
+            return
+        self.limiter.count_samples(-len(draw))
+        items = self.slots
+        slots = draw.slots[(items.version[draw.slots] == draw.versions) & (items.state[draw.slots] != GONE)]
+        np.subtract.at(items.times_sampled, slots, np.int32(1))
+        self.num_unique_samples -= int(np.count_nonzero(items.times_sampled[np.unique(slots)] == 0))
+        if self.max_times_sampled >= 1:
+            self._return(slots[items.state[slots] == OUT])
+            self._settle(draw.slots)
+
+    def _return(self, out: Rows) -> None:
+        """Put sampled-out items back in the table, in draw order, except those whose keys were inserted anew meanwhile."""
+        if not len(out):
+            return
+        items = self.slots
+        items.state[out] = GONE
+        latest = out[::-1]  # Of two items with one key, the newer was drawn later.
+        back = latest[np.unique(items.key[latest], return_index=True)[1]]
+        back = back[self._index.find(items.key[back]) < 0]
+        if not len(back):
+            return
+        items.state[back] = LIVE
+        self._index.insert(items.key[back], back)
+        self._sampler.restore(back, items.priority[back], self._sampler_place[back])
+        self._remover.restore(back, items.priority[back], self._remover_place[back])
+        self.size += len(back)
+        self.nbytes += int(items.nbytes[back].sum())
+        self.episodes.undelete(*items.episodes_of(back))
+        self.limiter.count_deletes(-len(back))
+        self._emit(ChangeKind.HAND_BACK, back, items.priority[back])
+
+    # -- changing -----------------------------------------------------------------------------------------------------
+
+    def mutate(
+        self, keys: NDArray[np.uint64], priorities: NDArray[np.float64], deletes: NDArray[np.uint64]
+    ) -> MutateResult:
+        """Set priorities, then delete; the last of duplicate keys wins, unknown keys are counted.
+
+        Raises:
+            InvalidArgument: a priority the selectors refuse; nothing was changed.
+        """
+        self.check_priorities(priorities)
+        updated = deleted = 0
+        unknown = keys[:0]
+        if len(keys):
+            slots = self._index.find(keys)
+            known = slots >= 0
+            if not known.all():
+                unknown = keys[~known]
+                slots, priorities = slots[known], priorities[known]
+            slots, priorities = _last_of_each(slots, priorities)
+            updated = len(slots)
+            self._set_priorities(slots, priorities)
+        if len(deletes):
+            slots = self._index.find(deletes)
+            unknown = np.concatenate([unknown, deletes[slots < 0]])
+            slots = np.unique(slots[slots >= 0])
+            deleted = len(slots)
+            self._remove(slots, ChangeKind.DELETE)
+        return MutateResult(updated, deleted, len(np.unique(unknown)) if len(unknown) else 0)
+
+    def _set_priorities(self, slots: Rows, priorities: NDArray[np.float64]) -> None:
+        if not len(slots):
+            return
+        self.slots.priority[slots] = priorities
+        self._sampler.update(slots, priorities)
+        self._remover.update(slots, priorities)
+        self._highest_priority = max(self._highest_priority, float(priorities.max()))
+        self._emit(ChangeKind.UPDATE, slots, priorities)
+
+    def _detach(self, slots: Rows, kind: ChangeKind) -> None:
+        self._index.delete(self.slots.key[slots], slots)
+        self._sampler.delete(slots)
+        self._remover.delete(slots)
+        self.size -= len(slots)
+        self.nbytes -= int(self.slots.nbytes[slots].sum())
+        self.episodes.delete(*self.slots.episodes_of(slots))
+        self.limiter.count_deletes(len(slots))
+        self._emit(kind, slots, None)
+
+    def _remove(self, slots: Rows, kind: ChangeKind) -> None:
+        if len(slots):
+            self._detach(slots, kind)
+            if self.max_times_sampled >= 1:
+                unsettled = self.slots.unsettled[slots] > 0
+                self.slots.state[slots[unsettled]] = GONE
+                slots = slots[~unsettled]
+            self.slots.free(slots)
+
+    def reset(self) -> None:
+        """Forget all items and counts in O(1); `dismantle` gives their memory back, a slice at a time."""
+        self._detached.append(self.slots)
+        self.generation += 1
+        self._start_empty()
+        self.limiter.reset()
+        self._emit(ChangeKind.RESET, np.zeros(0, np.int64), None)
+
+    def dismantle(self, max_slots: int = 65_536) -> bool:
+        """Give back part of what resets left behind; return whether more remains."""
+        if not self._detached:
+            return False
+        slots = self._detached[0]
+        stop = min(self._dismantled + max_slots, slots.high_water)
+        slots.dismantle(self._dismantled, stop)
+        self._dismantled = stop
+        if stop == slots.high_water:
+            self._detached.pop(0)
+            self._dismantled = 0
+        return bool(self._detached)
+
+    def find(self, keys: NDArray[np.uint64]) -> Rows:
+        """Return the slots of `keys`, int64 ``[n]``; -1 where the table has no such item."""
+        return self._index.find(keys)
+
+    def live_slots(self) -> Rows:
+        """Return the slots of all items, int64 ``[size]``; O(`max_size`)."""
+        return np.flatnonzero(self.slots.state[: self.slots.high_water] == LIVE)
+
+    def _emit(self, kind: ChangeKind, slots: Rows, priorities: NDArray[np.float64] | None) -> None:
+        self._num_changes += 1
+        if self.listeners:
+            change = Change(self._num_changes, kind, self.slots.key[slots], slots, priorities)
+            for listener in self.listeners:
+                listener(change)
+
+
+def _occurrence(slots: Rows) -> NDArray[np.int32]:
+    """Return, for each position, how often its slot has occurred so far, itself included; int32 ``[n]``."""
+    order = np.argsort(slots, kind="stable")
+    ordered = slots[order]
+    new = np.ones(len(slots), bool)
+    new[1:] = ordered[1:] != ordered[:-1]
+    at = np.arange(len(slots))
+    rank = np.empty(len(slots), np.int32)
+    rank[order] = at - np.maximum.accumulate(np.where(new, at, 0)) + 1
+    return rank
+
+
+def _last_of_each(slots: Rows, priorities: NDArray[np.float64]) -> tuple[Rows, NDArray[np.float64]]:
+    """Drop all but the last of duplicate slots; the order of what stays is kept."""
+    order = np.argsort(slots, kind="stable")
+    ordered = slots[order]
+    last = np.ones(len(slots), bool)
+    last[:-1] = ordered[1:] != ordered[:-1]
+    if last.all():
+        return slots, priorities
+    keep = np.sort(order[last])
+    return slots[keep], priorities[keep]

@@ -1,0 +1,35 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine is no failure: neither slow examples nor slow generation of them.
+settings.register_profile("calm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("calm")
+
+LONGEST_TEST_S = 120
+
+
+@pytest.fixture(autouse=True)
+def no_test_hangs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that waits for something that never comes; soak tests watch themselves."""
+    if not hasattr(signal, "SIGALRM") or request.node.get_closest_marker("soak"):
+        yield
+        return
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"this test has run for {LONGEST_TEST_S} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(LONGEST_TEST_S)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
