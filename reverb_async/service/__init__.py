@@ -1,0 +1,1 @@
+"""What a server does with what travels: it decodes, calls tables, and encodes."""

@@ -1,0 +1,356 @@
+"""The server's end of an Insert stream: decode, store steps, insert items or let them wait, answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reverb_async.core.item import ItemBlock, ItemLayout, Leaf
+from reverb_async.core.runs import Runs
+from reverb_async.core.spec import check_values
+from reverb_async.errors import InvalidArgument, ReplayError
+from reverb_async.protocol.inserting import (
+    InsertRequestReader,
+    InsertResponse,
+    Items,
+    Layout,
+    Refusal,
+    take_column,
+)
+from reverb_async.protocol.message import Duplex, Message
+from reverb_async.replay import Replay
+from reverb_async.service.step_rows import StepRows
+from reverb_async.service.tasks import first_error
+from reverb_async.sessions import Session
+from reverb_async.table import RowInsertion, Table
+from reverb_async.waiting import Deadline
+
+MAX_WAITING_ITEMS = 65_536
+"""A stream is read no further while so many of its items wait."""
+
+MAX_DECLARATIONS = 4096
+"""Groups, and layouts, that one stream may declare."""
+
+MAX_EPISODES_PER_ITEM = 1024
+_MAX_EPISODE = 1 << 31
+_SLICE_STEPS = 65_536
+
+
+class InsertStream:
+    """One stream of one writer's session.
+
+    Messages are worked off one after the other, each in one synchronous step; items that have to wait become tasks of
+    the stream, so that a full table holds up neither other tables nor the withdrawal of the waiting items.
+    """
+
+    def __init__(self, replay: Replay, duplex: Duplex) -> None:
+        self._replay = replay
+        self._duplex = duplex
+        self._groups: dict[int, StepRows] = {}
+        self._layouts: dict[int, tuple[ItemLayout, tuple[int, ...]]] = {}
+        self._waiting: dict[int, _WaitingItems] = {}
+        self._num_waiting = 0
+        self._outbox = InsertResponse()
+        self._something_to_send = asyncio.Event()
+        self._room = asyncio.Event()
+        self._next_seq = 1
+        self._task: asyncio.Task[None] | None = None
+        self._client_ended = False
+        self._ended = asyncio.Event()
+        self._session: Session
+
+    async def run(self) -> None:
+        """Serve the stream until its client ends it or vanishes; what waits then is withdrawn."""
+        self._task = asyncio.current_task()
+        message = await self._duplex.receive()
+        if message is None:
+            return
+        identity = InsertRequestReader(message).session()
+        if identity is None:
+            raise InvalidArgument("the first message of an Insert stream must name the session")
+        self._session = await self._replay.sessions.attach(identity, self)
+        self._replay.count_writers(1)
+        try:
+            self._greet()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._send_answers())
+                while message is not None:
+                    self._work_off(message, tasks)
+                    await self._wait_for_room()
+                    message = await self._duplex.receive()
+                for items in list(self._waiting.values()):
+                    items.task.cancel()
+                self._client_ended = True
+                self._something_to_send.set()
+        except BaseExceptionGroup as group:
+            raise first_error(group) from None
+        finally:
+            self._replay.count_writers(-1)
+            self._close_groups()
+            self._replay.sessions.detach(self._session)
+            self._ended.set()
+
+    async def withdraw(self) -> None:
+        """End the stream with its waiting inserts, because its session opens another one."""
+        assert self._task is not None
+        self._task.cancel()
+        await self._ended.wait()
+
+    def _greet(self) -> None:
+        session = self._session
+        self._outbox.applied_through = session.applied_through
+        self._outbox.applied = session.beyond()
+        self._outbox.refused = list(session.refusals)
+        self._next_seq = session.applied_through + 1
+        self._something_to_send.set()
+
+    def _work_off(self, message: Message, tasks: asyncio.TaskGroup) -> None:
+        request = InsertRequestReader(message)
+        for group in request.groups():
+            if group.id in self._groups or len(self._groups) >= MAX_DECLARATIONS:
+                raise InvalidArgument(f"group {group.id} is declared twice, or is one of more than {MAX_DECLARATIONS}")
+            self._groups[group.id] = StepRows(self._replay.storage.group(group.columns))
+        for layout in request.layouts():
+            self._declare(layout)
+        for steps in request.steps():
+            rows = self._group(steps.group)
+            columns = [take_column(request.buffers, spec, steps.count) for spec in rows.store.specs]
+            for column in columns:
+                if isinstance(column, np.ndarray):
+                    check_values(column, f"a column of group {steps.group}")
+            if steps.count:
+                rows.add(steps.first, steps.count, columns)
+        for items in request.items():
+            self._take_items(items, tasks)
+        for group_id, step in request.release():
+            self._group(group_id).release(step)
+        for seq in request.cancel():
+            if seq in self._waiting:
+                self._waiting[seq].deadline.expire()
+
+    def _group(self, group_id: int) -> StepRows:
+        try:
+            return self._groups[group_id]
+        except KeyError:
+            raise InvalidArgument(f"group {group_id} was not declared on this stream") from None
+
+    def _declare(self, layout: Layout) -> None:
+        if layout.id in self._layouts or len(self._layouts) >= MAX_DECLARATIONS:
+            raise InvalidArgument(f"layout {layout.id} is declared twice, or is one of more than {MAX_DECLARATIONS}")
+        stores = tuple(self._group(view).store for view in layout.views)
+        for view, column, _ in layout.leaves:
+            if view >= len(stores) or column >= len(stores[view].specs):
+                raise InvalidArgument(f"layout {layout.id} names column {column} of view {view}, which does not exist")
+        if not layout.leaves or {view for view, _, _ in layout.leaves} != set(range(len(stores))):
+            raise InvalidArgument(f"layout {layout.id} must have leaves, and use every one of its views")
+        leaves = tuple(Leaf(view, column, squeeze) for view, column, squeeze in layout.leaves)
+        self._layouts[layout.id] = (self._replay.layouts.get(layout.structure, stores, leaves), layout.views)
+
+    # -- items --------------------------------------------------------------------------------------------------------
+
+    def _take_items(self, items: Items, tasks: asyncio.TaskGroup) -> None:
+        count = items.keys.shape[1]
+        if items.seq < self._next_seq:
+            raise InvalidArgument(f"item {items.seq} was sent before: the next one of this session is {self._next_seq}")
+        self._session.check_new(items.seq, count)
+        self._next_seq = items.seq + count
+        try:
+            tables = [self._replay.table(name) for name in items.tables]
+            blocks = self._blocks(items)
+        except ReplayError as error:
+            self._refuse(items.seq, count, error)
+            return
+        start = 0
+        for stop, refused in _acceptable(tables, blocks):
+            if stop > start:
+                self._insert(
+                    tables, [block.part(start, stop) for block in blocks], items.seq + start, items.timeout, tasks
+                )
+            if refused is not None:
+                self._refuse(items.seq + stop, 1, refused)
+            start = stop + 1
+
+    def _blocks(self, items: Items) -> list[ItemBlock]:
+        if items.layout not in self._layouts:
+            raise InvalidArgument(f"layout {items.layout} was not declared on this stream")
+        layout, view_groups = self._layouts[items.layout]
+        count = items.keys.shape[1]
+        if len(items.views) != len(view_groups):
+            raise InvalidArgument(f"layout {items.layout} has {len(view_groups)} views, the items {len(items.views)}")
+        views = []
+        nbytes = np.zeros(count, np.int64)
+        for number, (group_id, segments) in enumerate(zip(view_groups, items.views, strict=True)):
+            runs = self._groups[group_id].find(segments, count)
+            squeezed = [leaf for leaf in layout.leaves if leaf.view == number and leaf.squeeze]
+            if squeezed and runs.uniform_length() != 1:
+                raise InvalidArgument(f"view {number} has leaves without a time axis, so its items show one step each")
+            nbytes += _bytes_of(layout, number, runs)
+            views.append(runs)
+        return [
+            ItemBlock(layout, keys, priorities, tuple(views), nbytes, self._episodes(items))
+            for keys, priorities in zip(items.keys, items.priorities, strict=True)
+        ]
+
+    def _episodes(self, items: Items) -> NDArray[np.int64] | None:
+        """Return the episodes under numbers that no other session uses."""
+        episodes = items.episodes
+        if episodes is None:
+            return None
+        span = episodes[:, 1] - episodes[:, 0]
+        if int(episodes.min()) < 0 or int(episodes.max()) >= _MAX_EPISODE or int(span.min()) < 0:
+            raise InvalidArgument(
+                f"episodes must be ordered pairs from 0 to {_MAX_EPISODE - 1}, got {episodes[:4].tolist()}"
+            )
+        if int(span.max()) >= MAX_EPISODES_PER_ITEM:
+            raise InvalidArgument(
+                f"an item spans {int(span.max()) + 1} episodes; at most {MAX_EPISODES_PER_ITEM} can be"
+            )
+        numbered: NDArray[np.int64] = episodes + (self._session.number << 31)
+        return numbered
+
+    def _insert(
+        self, tables: list[Table], blocks: list[ItemBlock], seq: int, timeout: float | None, tasks: asyncio.TaskGroup
+    ) -> None:
+        """Insert what is admitted at once; the rest waits in a task of its own."""
+        items = _WaitingItems(self, seq, blocks[0], Deadline(timeout))
+        insertion = RowInsertion(tables, blocks, items.admitted)
+        if insertion.try_now():
+            return
+        items.pin()
+        self._waiting[seq] = items
+        self._num_waiting += len(items.block)
+        items.task = tasks.create_task(self._insert_later(insertion, items))
+
+        def done(_: asyncio.Task[None]) -> None:
+            insertion.leave()
+            items.unpin()
+            del self._waiting[seq]
+            self._num_waiting -= len(items.block)
+            self._room.set()
+
+        items.task.add_done_callback(done)
+
+    async def _insert_later(self, insertion: RowInsertion, items: _WaitingItems) -> None:
+        try:
+            await insertion.wait(items.deadline, self._tell)
+        except ReplayError as error:
+            self._refuse(items.seq, items.remaining, error)
+
+    def _refuse(self, seq: int, count: int, error: ReplayError) -> None:
+        refusal = Refusal(seq, count, error.to_map())
+        self._session.refuse(refusal)
+        self._outbox.refused.append(refusal)
+        self._something_to_send.set()
+
+    def acknowledge(self, seq: int, count: int) -> None:
+        """Note, in the step that inserted them, that items are in."""
+        self._session.settle(seq, count)
+        acks = self._outbox.acks
+        if acks and acks[-1][0] + acks[-1][1] == seq:
+            acks[-1] = (acks[-1][0], acks[-1][1] + count)
+        else:
+            acks.append((seq, count))
+        self._something_to_send.set()
+
+    # -- answers ------------------------------------------------------------------------------------------------------
+
+    def _tell(self, reason: str) -> None:
+        self._outbox.waiting = reason
+        self._something_to_send.set()
+
+    async def _send_answers(self) -> None:
+        while not self._client_ended or self._something_to_send.is_set():
+            await self._something_to_send.wait()
+            self._something_to_send.clear()
+            answer, self._outbox = self._outbox, InsertResponse()
+            message = answer.to_message()
+            if message.header:
+                await self._duplex.send(message)
+            self._room.set()
+
+    async def _wait_for_room(self) -> None:
+        """Stop reading while too many items wait, or the client does not take its answers."""
+        while (
+            self._num_waiting > MAX_WAITING_ITEMS
+            or len(self._outbox.acks) + len(self._outbox.refused) > MAX_DECLARATIONS
+        ):
+            self._room.clear()
+            await self._room.wait()
+
+    def _close_groups(self) -> None:
+        """Let go of all steps, in slices when there are many."""
+        groups = list(self._groups.values())
+
+        def next_slice() -> None:
+            while groups:
+                if groups[-1].close(_SLICE_STEPS):
+                    asyncio.get_running_loop().call_soon(next_slice)
+                    return
+                groups.pop()
+
+        next_slice()
+
+
+class _WaitingItems:
+    """Items that stand in the tables' queues, and the hold on their rows meanwhile."""
+
+    task: asyncio.Task[None]
+
+    def __init__(self, stream: InsertStream, first_seq: int, block: ItemBlock, deadline: Deadline) -> None:
+        self._stream = stream
+        self.seq = first_seq
+        self.block = block
+        self.deadline = deadline
+        self.remaining = len(block)
+
+    def admitted(self, count: int) -> None:
+        """Note that the next `count` items are in."""
+        self._stream.acknowledge(self.seq, count)
+        self.seq += count
+        self.remaining -= count
+
+    def pin(self) -> None:
+        """Keep the rows although the client may release their steps."""
+        for store, runs in zip(self.block.layout.stores, self.block.views, strict=True):
+            store.pin(runs.rows())
+
+    def unpin(self) -> None:
+        """Let go of the rows."""
+        for store, runs in zip(self.block.layout.stores, self.block.views, strict=True):
+            store.unpin(runs.rows())
+
+
+def _acceptable(tables: Sequence[Table], blocks: Sequence[ItemBlock]) -> list[tuple[int, ReplayError | None]]:
+    """Split items into stretches the tables accept: (end of the stretch, error of the item that stands there)."""
+
+    def check(start: int, stop: int) -> None:
+        for table, block in zip(tables, blocks, strict=True):
+            table.raise_if_closed()
+            table.check(block.part(start, stop))
+
+    count = len(blocks[0])
+    try:
+        check(0, count)
+    except ReplayError:
+        pass
+    else:
+        return [(count, None)]
+    stretches: list[tuple[int, ReplayError | None]] = []
+    for at in range(count):  # Something is wrong with one item at least: find out which, so that the others get in.
+        try:
+            check(at, at + 1)
+        except ReplayError as error:
+            stretches.append((at, error))
+    return [*stretches, (count, None)]
+
+
+def _bytes_of(layout: ItemLayout, view: int, runs: Runs) -> NDArray[np.int64]:
+    """Return the bytes each item shows of one view."""
+    store = layout.stores[view]
+    if not any(spec.is_variable for spec in store.specs):
+        return runs.length * store.row_bytes
+    starts = np.cumsum(runs.length) - runs.length
+    return np.add.reduceat(store.bytes_of(runs.rows()), starts)

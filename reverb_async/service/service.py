@@ -1,0 +1,82 @@
+"""The native service: what a server does for its clients, whatever carries their messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reverb_async.core.info import TableInfo
+from reverb_async.core.table_state import MutateResult
+from reverb_async.errors import CheckpointError, InvalidArgument
+from reverb_async.protocol.hello import PROTOCOL_VERSION, Hello
+from reverb_async.protocol.message import Duplex
+from reverb_async.protocol.updating import MAX_KEYS
+from reverb_async.replay import Replay
+from reverb_async.service.insert_stream import InsertStream
+from reverb_async.service.sample_stream import SampleStream
+from reverb_async.service.update_stream import serve_updates
+
+FEATURES = ("sessions", "credits", "parts")
+
+
+class ReplayService:
+    """Serves one `Replay`. Every method raises `ReplayError`s only, as far as the client is concerned."""
+
+    def __init__(self, replay: Replay, max_message_bytes: int) -> None:
+        self.replay = replay
+        self._max_message_bytes = max_message_bytes
+        self.closing = False
+        """The server is stopping: streams that end now end because of that."""
+
+    def hello(self, protocol_version: int) -> Hello:
+        """Answer a client that introduces itself; grants it a block of keys."""
+        if protocol_version != PROTOCOL_VERSION:
+            raise InvalidArgument(
+                f"the client speaks protocol version {protocol_version}, this server {PROTOCOL_VERSION}; "
+                f"install the same major version of reverb_async on both sides"
+            )
+        return Hello(PROTOCOL_VERSION, FEATURES, self.replay.epoch, self.replay.grant_keys(), self._max_message_bytes)
+
+    async def insert(self, duplex: Duplex) -> None:
+        """Serve an Insert stream to its end."""
+        await InsertStream(self.replay, duplex).run()
+
+    async def sample(self, duplex: Duplex) -> None:
+        """Serve a Sample stream to its end."""
+        await SampleStream(self.replay, duplex).run()
+
+    async def update(self, duplex: Duplex) -> None:
+        """Serve an Update stream to its end."""
+        await serve_updates(self.replay, duplex)
+
+    def mutate_priorities(
+        self, table: str, keys: Sequence[int], priorities: Sequence[float], deletes: Sequence[int]
+    ) -> MutateResult:
+        """Set priorities, then delete: the unary way, for clients without an Update stream."""
+        if len(keys) != len(priorities):
+            raise InvalidArgument(f"{len(keys)} keys and {len(priorities)} priorities: there must be one each")
+        if len(keys) + len(deletes) > MAX_KEYS:
+            raise InvalidArgument(
+                f"one call changes at most {MAX_KEYS} keys, got {len(keys) + len(deletes)}: cut it up"
+            )
+        return self.replay.table(table).mutate(_keys(keys), np.asarray(priorities, np.float64), _keys(deletes))
+
+    def reset(self, table: str) -> None:
+        """Empty a table."""
+        self.replay.table(table).reset()
+
+    def server_info(self) -> list[TableInfo]:
+        """Describe all tables."""
+        rows = self.replay.storage.usage().live_rows
+        return [replace(table.info, stored_rows=rows) for table in self.replay.tables.values()]
+
+    def checkpoint(self) -> str:
+        """Refuse: this server keeps everything in memory."""
+        raise CheckpointError("this server has no checkpointer: what it holds lives in memory only")
+
+
+def _keys(keys: Sequence[int]) -> NDArray[np.uint64]:
+    return np.asarray(keys, np.uint64)

@@ -1,0 +1,122 @@
+"""Where the steps of an insert stream are stored: the rows behind step numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from reverb_async.core.runs import Rows, Runs, join
+from reverb_async.core.storage import RowCursor, RowStore
+from reverb_async.errors import InvalidArgument, ResourceExhausted
+from reverb_async.protocol.inserting import Column, Segments
+
+MAX_OPEN_STEPS = 1 << 22
+"""Steps a client may keep nameable in one group."""
+
+MAX_OPEN_BYTES = 1 << 30
+"""Bytes of rows a client may keep nameable in one group."""
+
+MAX_ITEM_ROWS = 1 << 22
+"""Rows that the items of one block may show in one view, all together."""
+
+
+class StepRows:
+    """The steps of one column group that the client can still name; holds a pin on each of their rows."""
+
+    def __init__(self, store: RowStore) -> None:
+        self.store = store
+        self._cursor = RowCursor(store)
+        self._base = 0
+        self._end = 0
+        self._rows = np.full(64, -1, np.int64)
+
+    def add(self, first: int, count: int, columns: list[Column]) -> None:
+        """Store steps ``[first, first + count)``.
+
+        Raises:
+            InvalidArgument: they were sent before, or released.
+            ResourceExhausted: the client keeps too many steps nameable.
+        """
+        stop = first + count
+        if first < self._base:
+            raise InvalidArgument(f"step {first} is sent after its release: the group starts at {self._base}")
+        if stop - self._base > MAX_OPEN_STEPS or (stop - self._base) * self.store.row_bytes > MAX_OPEN_BYTES:
+            raise ResourceExhausted(
+                f"{stop - self._base} steps of {self.store.row_bytes} bytes are kept nameable at once; "
+                f"release some: at most {MAX_OPEN_STEPS} steps and {MAX_OPEN_BYTES} bytes"
+            )
+        self._make_room(stop)
+        places = self._rows[first - self._base : stop - self._base]
+        if bool((places >= 0).any()):
+            raise InvalidArgument(f"some of the steps {first} to {stop - 1} were sent before")
+        rows = self._cursor.take(count)
+        for number, column in enumerate(columns):
+            self.store.write(number, rows, column)
+        places[:] = rows
+        self._end = max(self._end, stop)
+
+    def _make_room(self, stop: int) -> None:
+        needed = stop - self._base
+        if needed > len(self._rows):
+            grown = np.full(max(needed, 2 * len(self._rows)), -1, np.int64)
+            grown[: len(self._rows)] = self._rows
+            self._rows = grown
+
+    def find(self, segments: Segments, count: int) -> Runs:
+        """Return the rows of `count` items that show these steps.
+
+        Raises:
+            InvalidArgument: a range is empty, or names steps that were not sent or are released.
+        """
+        first, length = segments.first - self._base, segments.length
+        if int(length.min()) < 1 or int(length.max()) > MAX_ITEM_ROWS or int(length.sum()) > MAX_ITEM_ROWS:
+            raise InvalidArgument(f"ranges must have 1 to {MAX_ITEM_ROWS} steps, all together, got {length[:8]}")
+        if int(first.min()) < 0 or int((first + length).max()) > self._end - self._base:
+            raise InvalidArgument(
+                f"an item names steps {int(segments.first.min())} to {int((segments.first + length).max()) - 1}, "
+                f"this stream can name {self._base} to {self._end - 1}"
+            )
+        if segments.counts is None and len(length) == 1:
+            return self._checked([self._rows[int(first[0]) : int(first[0] + length[0])]])
+        if segments.counts is None and bool((length == length[0]).all()):
+            return self._find_equal(first, int(length[0]))
+        ranges = [self._rows[start:stop] for start, stop in zip(first.tolist(), (first + length).tolist(), strict=True)]
+        if segments.counts is not None:
+            ends = np.cumsum(segments.counts).tolist()
+            ranges = [np.concatenate(ranges[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
+        return self._checked(ranges)
+
+    def _find_equal(self, first: Rows, length: int) -> Runs:
+        rows = self._rows[first[:, None] + np.arange(length)]
+        if int(rows.min()) < 0:
+            raise InvalidArgument("an item names steps that were not sent")
+        runs = Runs(rows[:, 0].copy(), np.full(len(rows), length))
+        if length > 1:
+            for at in np.flatnonzero((np.diff(rows, axis=1) != 1).any(axis=1)).tolist():
+                runs.pieces[at] = join([rows[at]]).pieces[0]
+        return runs
+
+    @staticmethod
+    def _checked(sequences: list[Rows]) -> Runs:
+        if any(int(rows.min()) < 0 for rows in sequences):
+            raise InvalidArgument("an item names steps that were not sent")
+        return join(sequences)
+
+    def release(self, step: int) -> None:
+        """Let go of the steps before `step`."""
+        count = min(step, self._end) - self._base
+        if count <= 0:
+            return
+        rows = self._rows[:count]
+        self.store.unpin(rows[rows >= 0])
+        kept = self._end - self._base - count
+        self._rows[:kept] = self._rows[count : count + kept]
+        self._rows[kept : kept + count] = -1
+        self._base += count
+
+    def close(self, max_steps: int) -> bool:
+        """Let go of up to `max_steps` steps; return whether some remain."""
+        self.release(min(self._end, self._base + max_steps))
+        if self._base < self._end:
+            return True
+        self._cursor.close()
+        return False

@@ -1,0 +1,102 @@
+"""Which items of a writer have been applied, kept across its reconnects so that none is lost or doubled."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from typing import Protocol
+
+from reverb_async.errors import InvalidArgument
+from reverb_async.protocol.inserting import Refusal
+
+MAX_SESSIONS = 16_384
+"""Sessions remembered; beyond, those that have been without a stream for longest are forgotten."""
+
+MAX_AGE_S = 3600.0
+"""A session without a stream is forgotten after this long."""
+
+_MAX_REFUSALS = 256
+
+
+class SessionStream(Protocol):
+    """The stream a session is open on."""
+
+    async def withdraw(self) -> None:
+        """End the stream with all its waiting inserts, and return when it has ended."""
+
+
+class Session:
+    """One writer's identity on the server.
+
+    Attributes:
+        number: distinguishes sessions of this server.
+        applied_through: every item up to this sequence number is settled: inserted, or refused for good.
+        refusals: recent refusals, to be told again after a reconnect.
+        stream: the stream it is open on.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.applied_through = 0
+        self.refusals: list[Refusal] = []
+        self.stream: SessionStream | None = None
+        self.left_at = 0.0
+        self._beyond: dict[int, int] = {}
+
+    def settle(self, seq: int, count: int) -> None:
+        """Note that items ``[seq, seq + count)`` are settled."""
+        self._beyond[seq] = seq + count
+        while (stop := self._beyond.pop(self.applied_through + 1, None)) is not None:
+            self.applied_through = stop - 1
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Settle items as refused."""
+        self.refusals = [*self.refusals[1 - _MAX_REFUSALS :], refusal]
+        self.settle(refusal.seq, refusal.count)
+
+    def beyond(self) -> list[tuple[int, int]]:
+        """Return settled ranges (seq, count) that do not follow `applied_through`."""
+        return [(start, stop - start) for start, stop in self._beyond.items()]
+
+    def check_new(self, seq: int, count: int) -> None:
+        """Raise `InvalidArgument` unless none of the items is settled."""
+        settled = seq <= self.applied_through or any(
+            start < seq + count and seq < stop for start, stop in self._beyond.items()
+        )
+        if settled:
+            raise InvalidArgument(f"items {seq} to {seq + count - 1} of this session were sent before")
+
+
+class Sessions:
+    """All sessions of a server."""
+
+    def __init__(self) -> None:
+        self._sessions: OrderedDict[bytes, Session] = OrderedDict()
+        self._number = 0
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    async def attach(self, identity: bytes, stream: SessionStream) -> Session:
+        """Return the session of this identity, open on `stream`; ends the stream it was open on before."""
+        session = self._sessions.get(identity)
+        while session is not None and session.stream is not None:
+            await session.stream.withdraw()
+        if session is None:
+            self._number += 1
+            session = self._sessions[identity] = Session(self._number)
+        session.stream = stream
+        self._sessions.move_to_end(identity)
+        self._forget()
+        return session
+
+    def detach(self, session: Session) -> None:
+        """Note that the session's stream has ended."""
+        session.stream = None
+        session.left_at = time.monotonic()
+
+    def _forget(self) -> None:
+        horizon = time.monotonic() - MAX_AGE_S
+        for identity, session in list(self._sessions.items())[:16]:
+            if session.stream is None and (session.left_at < horizon or len(self._sessions) > MAX_SESSIONS):
+                del self._sessions[identity]

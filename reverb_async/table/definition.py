@@ -1,0 +1,40 @@
+"""What makes a sound definition of a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from reverb_async.core import rate_limiters, selectors
+from reverb_async.errors import InvalidArgument
+
+
+def check_definition(config: dict[str, Any]) -> None:
+    """Refuse a table definition that cannot work."""
+    name = config["name"]
+    if not isinstance(name, str) or not name:
+        raise InvalidArgument(f"a table's name must be a non-empty str, got {name!r}")
+    for field, least in (("max_size", 1), ("max_times_sampled", 0), ("max_bytes", 1)):
+        value = config[field]
+        if value is None and field == "max_bytes":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise InvalidArgument(f"table {name!r}: {field} must be an int >= {least}, got {value!r}")
+    for field in ("sampler", "remover"):
+        if not isinstance(config[field], selectors.Selector):
+            raise InvalidArgument(
+                f"table {name!r}: {field} must be one of reverb_async.selectors, such as Uniform(), "
+                f"got {config[field]!r}"
+            )
+    limiter = config["rate_limiter"]
+    if not isinstance(limiter, rate_limiters.RateLimiter):
+        raise InvalidArgument(
+            f"table {name!r}: rate_limiter must be one of reverb_async.rate_limiters, such as MinSize(1), "
+            f"got {limiter!r}"
+        )
+    if limiter.min_size_to_sample > config["max_size"]:
+        raise InvalidArgument(
+            f"table {name!r}: min_size_to_sample={limiter.min_size_to_sample} can never be reached with "
+            f"max_size={config['max_size']}"
+        )

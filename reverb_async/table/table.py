@@ -1,0 +1,398 @@
+"""Table: a `TableState` whose rate limiter is waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reverb_async.core import rate_limiters, selectors
+from reverb_async.core.gather import GatherPlan
+from reverb_async.core.info import CallStats, RateLimiterInfo, TableInfo, WaiterInfo
+from reverb_async.core.item import ItemBlock, ItemLayout
+from reverb_async.core.spec import Signature
+from reverb_async.core.table_state import Draw, MutateResult, TableState
+from reverb_async.errors import InvalidArgument, RateLimiterTimeout, SignatureMismatch, TableClosed
+from reverb_async.metrics import RateMeter
+from reverb_async.table.definition import check_definition
+from reverb_async.table.sample_request import SampleRequest
+from reverb_async.waiting import Deadline, Gate, reported
+
+MAX_STEP_ITEMS = 65_536
+"""No synchronous step touches more items than this."""
+
+Notice = Callable[[str], None]
+
+
+class Table:
+    """A named set of items with a sampler, a remover and a rate limiter.
+
+    Args:
+        name: what clients call it.
+        max_size: items it holds; one more evicts the remover's choice.
+        sampler: picks items to sample.
+        remover: picks items to evict.
+        rate_limiter: admits inserts and samples.
+        max_times_sampled: an item leaves the table with its n-th sample; 0 means never.
+        max_bytes: evict also while the rows shown by all items have more bytes than this; rows shared by items count
+            for each.
+        signature: a nest of `ArraySpec` that sampled data must match; None takes anything.
+        seed: makes the draws reproducible.
+
+    Raises:
+        InvalidArgument: a value that cannot work, named with what would.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        max_size: int,
+        sampler: selectors.Selector | None = None,
+        remover: selectors.Selector | None = None,
+        rate_limiter: rate_limiters.RateLimiter | None = None,
+        max_times_sampled: int = 0,
+        max_bytes: int | None = None,
+        signature: Any = None,
+        seed: int | None = None,
+    ) -> None:
+        self._config: dict[str, Any] = {
+            "name": name,
+            "max_size": max_size,
+            "sampler": selectors.Uniform() if sampler is None else sampler,
+            "remover": selectors.Fifo() if remover is None else remover,
+            "rate_limiter": rate_limiters.MinSize(1) if rate_limiter is None else rate_limiter,
+            "max_times_sampled": max_times_sampled,
+            "max_bytes": max_bytes,
+            "signature": signature,
+            "seed": seed,
+        }
+        check_definition(self._config)
+        self._signature = Signature.of(signature)
+        self._fitting: WeakKeyDictionary[ItemLayout, list[tuple[int, int, int | None]]] = WeakKeyDictionary()
+        try:
+            self.state = TableState(
+                max_size=int(max_size),
+                sampler=self._config["sampler"],
+                remover=self._config["remover"],
+                rate_limiter=self._config["rate_limiter"],
+                max_times_sampled=int(max_times_sampled),
+                max_bytes=max_bytes,
+                rng=np.random.default_rng(seed),
+            )
+        except MemoryError:
+            raise InvalidArgument(
+                f"table {name!r}: max_size={max_size} needs more address space than this machine gives: "
+                f"use a smaller one"
+            ) from None
+        self.inserted = RateMeter()
+        self.sampled = RateMeter()
+        self.num_writers = 0
+        """Insert streams that may bring items; only for messages."""
+        self.num_samplers = 0
+        """Sample streams open on this table; only for messages."""
+        self._closed = False
+        self.inserters = Gate()
+        """Where inserts wait; see `RowInsertion`."""
+        self._samplers = Gate()
+
+    @classmethod
+    def queue(cls, name: str, max_size: int, *, signature: Any = None, max_bytes: int | None = None) -> Table:
+        """Return a table that hands out every item once, oldest first; inserts wait while it is full."""
+        return cls._once(name, max_size, selectors.Fifo(), rate_limiters.Queue(max_size), signature, max_bytes)
+
+    @classmethod
+    def stack(cls, name: str, max_size: int, *, signature: Any = None, max_bytes: int | None = None) -> Table:
+        """Return a table that hands out every item once, newest first; inserts wait while it is full."""
+        return cls._once(name, max_size, selectors.Lifo(), rate_limiters.Stack(max_size), signature, max_bytes)
+
+    @classmethod
+    def _once(
+        cls,
+        name: str,
+        max_size: int,
+        order: selectors.Selector,
+        limiter: rate_limiters.RateLimiter,
+        signature: Any,
+        max_bytes: int | None,
+    ) -> Table:
+        return cls(
+            name,
+            max_size=max_size,
+            sampler=order,
+            remover=order,
+            rate_limiter=limiter,
+            max_times_sampled=1,
+            max_bytes=max_bytes,
+            signature=signature,
+        )
+
+    def replace(self, **overrides: Any) -> Table:
+        """Return a new, empty table with this one's definition, some of it replaced."""
+        unknown = sorted(set(overrides) - set(self._config))
+        if unknown:
+            raise InvalidArgument(f"Table has no {unknown[0]!r}; what can be replaced: {', '.join(self._config)}")
+        config = {**self._config, **overrides}
+        return type(self)(config.pop("name"), **config)
+
+    @property
+    def name(self) -> str:
+        """What clients call it."""
+        return str(self._config["name"])
+
+    @property
+    def signature(self) -> Signature | None:
+        """What sampled data must look like."""
+        return self._signature
+
+    def __repr__(self) -> str:
+        return f"<Table {self.name!r}: {self.state.size} of {self.state.max_size} items>"
+
+    def can_insert(self, n: int) -> bool:
+        """Whether the rate limiter admits `n` more inserts now."""
+        return self.state.limiter.can_insert(n)
+
+    def can_sample(self, n: int) -> bool:
+        """Whether the rate limiter admits `n` more samples now, those that `max_times_sampled` would end aside."""
+        return self.state.limiter.can_sample(n)
+
+    # -- inserting ----------------------------------------------------------------------------------------------------
+
+    def check(self, block: ItemBlock) -> None:
+        """Refuse a block that can never enter; changes nothing.
+
+        Raises:
+            SignatureMismatch: the items do not look as the signature says.
+            InvalidArgument: a priority the selectors refuse, or an item beyond `max_bytes`.
+        """
+        if self._signature is not None:
+            for at, view, wanted in self._fit(block.layout):
+                length = block.views[view].length
+                if wanted is not None and not bool((length == wanted).all()):
+                    raise SignatureMismatch(
+                        f"table {self.name!r}: {block.layout.structure.paths[at]} has "
+                        f"{int(length[length != wanted][0])} steps, the signature wants {wanted}"
+                    )
+        self.state.check_insert(block)
+
+    def _fit(self, layout: ItemLayout) -> list[tuple[int, int, int | None]]:
+        """Check a layout against the signature, once; return (leaf, view, steps) of leaves with a time axis."""
+        fit = self._fitting.get(layout)
+        if fit is None:
+            assert self._signature is not None
+            self._signature.check(layout.structure, layout.sampled_specs(), what=f"table {self.name!r}")
+            wanted = dict(zip(self._signature.structure.paths, self._signature.specs, strict=True))
+            fit = []
+            for at, (path, leaf) in enumerate(zip(layout.structure.paths, layout.leaves, strict=True)):
+                shape = wanted[path].shape
+                row_shape = layout.row_spec(leaf).shape
+                if any(
+                    have is None and want is not None for have, want in zip(row_shape[::-1], shape[::-1], strict=False)
+                ):
+                    raise SignatureMismatch(
+                        f"table {self.name!r}: {path} comes in rows of varying shape {row_shape}, "
+                        f"the signature wants {shape}"
+                    )
+                if not leaf.squeeze:
+                    fit.append((at, leaf.view, shape[0]))
+            self._fitting[layout] = fit
+        return fit
+
+    def insert_now(self, block: ItemBlock) -> None:
+        """Insert a block that was checked and admitted; see `RowInsertion` for those that may have to wait."""
+        self.state.insert(block, time.time())
+        self.inserted.count(len(block))
+        if self.state.limiter.can_sample(1):
+            self._samplers.wake()
+
+    def insert_refusal(self) -> str:
+        """Say why the next insert is not admitted."""
+        return f"table {self.name!r} {self.state.limiter.insert_refusal(1)}; {self.num_samplers} samplers connected"
+
+    def raise_if_closed(self) -> None:
+        """Raise `TableClosed` after `close`."""
+        if self._closed:
+            raise TableClosed(f"table {self.name!r} is closed: its server is stopping")
+
+    # -- sampling -----------------------------------------------------------------------------------------------------
+
+    async def sample(
+        self, n: int, *, deadline: Deadline | None = None, partial: bool = False, notice: Notice | None = None
+    ) -> Draw:
+        """Draw `n` items, waiting for the rate limiter.
+
+        Without `max_times_sampled` the admitted draws are counted while waiting and all `n` are drawn at the end; with
+        it, items are drawn as they are admitted. Cancelling, or running out of time, undoes either. Whoever gets the
+        draw must call `acknowledge` or `hand_back` with it.
+
+        Args:
+            n: how many.
+            deadline: when to give up.
+            partial: when the time is up, return what there is, if there is any.
+            notice: called with a text when the wait gets long.
+
+        Raises:
+            RateLimiterTimeout: the deadline passed; nothing was drawn.
+            TableClosed: the table was closed.
+        """
+        self.raise_if_closed()
+        request = SampleRequest(self.state, n)
+        if len(self._samplers) or not request.fill():
+            await self._wait_for_samples(request, deadline or Deadline(None), partial, notice)
+        draw = request.draw()
+        self.sampled.count(len(draw))
+        self._wake_inserters()
+        return draw
+
+    async def _wait_for_samples(
+        self, request: SampleRequest, deadline: Deadline, partial: bool, notice: Notice | None
+    ) -> None:
+        def refusal() -> str:
+            return self._sample_refusal(request.missing)
+
+        try:
+            with self._samplers.standing(), reported(refusal, notice):
+                async with deadline:
+                    if self._samplers.turn.locked():
+                        deadline.check()
+                    async with self._samplers.turn:
+                        while not request.fill():
+                            self._wake_inserters()  # What was reserved or drawn may admit inserts.
+                            deadline.check()
+                            await self._samplers.wait()
+                            self.raise_if_closed()
+        except TimeoutError:
+            if not (partial and request.cut_short()):
+                request.undo()
+                self._wake_all()
+                raise RateLimiterTimeout(refusal()) from None
+        except BaseException:
+            request.undo()
+            self._wake_all()
+            raise
+        request.waited = True
+
+    def acknowledge(self, draw: Draw) -> None:
+        """The caller's client has the items: they cannot be handed back any more."""
+        self.state.acknowledge(draw)
+        self._wake_inserters()
+
+    def hand_back(self, draw: Draw) -> None:
+        """Undo a draw that its client did not take."""
+        self.state.hand_back(draw)
+        self._wake_all()
+
+    def plan(self, draw: Draw) -> GatherPlan:
+        """Find the rows of a fresh draw; call it in the step that drew."""
+        return GatherPlan(self.state.slots, draw.slots)
+
+    def _sample_refusal(self, n: int) -> str:
+        return f"table {self.name!r} {self.state.limiter.sample_refusal(n)}; {self.num_writers} writers connected"
+
+    # -- changing -----------------------------------------------------------------------------------------------------
+
+    def mutate(
+        self, keys: NDArray[np.uint64], priorities: NDArray[np.float64], deletes: NDArray[np.uint64]
+    ) -> MutateResult:
+        """Set priorities, then delete, in one step; see `TableState.mutate`."""
+        self.raise_if_closed()
+        result = self.state.mutate(keys, priorities, deletes)
+        if result.deleted:
+            self._wake_inserters()
+        return result
+
+    def reset(self) -> None:
+        """Remove all items and set the counts to zero; waiting calls go on with the empty table."""
+        self.raise_if_closed()
+        self.state.reset()
+        self._wake_all()
+        asyncio.get_running_loop().call_soon(self._dismantle)
+
+    def _dismantle(self) -> None:
+        if self.state.dismantle(MAX_STEP_ITEMS):
+            asyncio.get_running_loop().call_soon(self._dismantle)
+
+    def open(self) -> None:
+        """Admit calls, also again after `close`."""
+        self._closed = False
+
+    def close(self) -> None:
+        """End every wait with `TableClosed` and refuse new calls. Idempotent."""
+        self._closed = True
+        self._wake_all()
+
+    def _wake_inserters(self) -> None:
+        if len(self.inserters):
+            self.inserters.wake()
+
+    def _wake_all(self) -> None:
+        self.inserters.wake()
+        self._samplers.wake()
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    @property
+    def info(self) -> TableInfo:
+        """What there is to know about the table now. O(items) only for the ages of the oldest and newest item."""
+        state, limiter = self.state, self.state.limiter
+        waiters = []
+        if len(self.inserters):
+            waiters.append(
+                WaiterInfo(
+                    kind="insert",
+                    reason=self.insert_refusal(),
+                    since=self.inserters.oldest,
+                    count=len(self.inserters),
+                )
+            )
+        if len(self._samplers):
+            waiters.append(
+                WaiterInfo(
+                    kind="sample",
+                    reason=self._sample_refusal(1),
+                    since=self._samplers.oldest,
+                    count=len(self._samplers),
+                )
+            )
+        oldest, newest = self._ages()
+        return TableInfo(
+            name=self.name,
+            sampler_options=self._config["sampler"].options(),
+            remover_options=self._config["remover"].options(),
+            max_size=state.max_size,
+            max_times_sampled=state.max_times_sampled,
+            rate_limiter_info=RateLimiterInfo(
+                samples_per_insert=limiter.limiter.samples_per_insert,
+                min_size_to_sample=limiter.limiter.min_size_to_sample,
+                min_diff=limiter.limiter.min_diff,
+                max_diff=limiter.limiter.max_diff,
+                insert_stats=CallStats(limiter.inserts),
+                sample_stats=CallStats(limiter.samples),
+            ),
+            signature=None if self._signature is None else self._signature.nest,
+            current_size=state.size,
+            num_episodes=state.episodes.num_episodes,
+            num_deleted_episodes=state.episodes.num_deleted,
+            num_unique_samples=state.num_unique_samples,
+            num_deletes=limiter.deletes,
+            stored_bytes=state.nbytes,
+            stored_rows=0,
+            waiters=tuple(waiters),
+            inserts_per_second=self.inserted.per_second(),
+            samples_per_second=self.sampled.per_second(),
+            oldest_item_age=oldest,
+            newest_item_age=newest,
+        )
+
+    def _ages(self) -> tuple[float, float]:
+        slots = self.state.live_slots()
+        if not len(slots):
+            return 0.0, 0.0
+        now = time.time()
+        inserted_at = self.state.slots.inserted_at[slots]
+        return now - float(inserted_at.min()), now - float(inserted_at.max())
