@@ -1,0 +1,357 @@
+"""The stream behind `Client.sample` and its relatives: asks for batches, keeps what arrives, hands back the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reverb_async.client.connector import NOW_S, Connector
+from reverb_async.client.conversation import Conversation
+from reverb_async.client.queued_priorities import QueuedPriorities
+from reverb_async.client.updates import UpdateStream
+from reverb_async.core.selectors import Selector, from_options
+from reverb_async.errors import Closed, DeadlineExceeded, InvalidArgument, ReplayError, Unavailable, from_map
+from reverb_async.protocol.message import Message
+from reverb_async.protocol.sampling import SampledBatch, SampleRequest, SampleResponseReader, Subscription
+from reverb_async.waiting import FIRST_WARNING_S
+
+logger = logging.getLogger("reverb_async")
+
+MAX_QUEUED_KEYS = 65_536
+"""`update` waits while the priorities of so many keys have not been sent."""
+
+LEAVE_S = 5.0
+"""A server has this long to take back what was not delivered."""
+HURRIED_LEAVE_S = 1.0
+"""The same when the caller was cancelled."""
+
+_SILENCE_S = FIRST_WARNING_S + 1.0
+
+
+class BatchStream(Conversation):
+    """One Sample stream.
+
+    Batches are *outstanding* from the moment they are asked for until they are delivered. While the caller waits, at
+    least one is; after a delivery the stream asks for more until `prefetch` are. Delivered batches are the caller's,
+    the others are handed back when the stream ends, in whatever way.
+
+    Args:
+        connector: the client's.
+        updates: takes priority updates once the stream has ended.
+        wanted: what is to be sampled.
+        prefetch: batches kept outstanding between deliveries.
+        limit: batches to deliver in all; None: any number. No more are ever asked for.
+    """
+
+    def __init__(
+        self,
+        connector: Connector,
+        updates: UpdateStream,
+        wanted: Subscription,
+        *,
+        prefetch: int,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__(connector, "sample", f"sampling from {wanted.table!r}")
+        self.table = wanted.table
+        self._updates = updates
+        self._wanted = wanted
+        self._prefetch = prefetch
+        self._limit = limit
+        self._delivered = 0
+        self._target = 0
+        self._broken: ReplayError | None = None
+        self._departure: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # What this connection has been asked, and has answered.
+        self._reader = SampleResponseReader()
+        self._ready: deque[SampledBatch] = deque()
+        self._subscribed = self._said_end = False
+        self._granted = self._said_granted = 0
+        self._consumed = self._said_consumed = 0
+        self._withdrawn = self._said_withdrawn = 0
+        self._answered = 0
+        self._selector: Selector | None = None
+        self._priorities = QueuedPriorities()
+        self._room = asyncio.Event()
+        # The caller who waits.
+        self._waiter: asyncio.Future[ReplayError | None] | None = None
+        self._timeout: float | None = None
+        self._expired = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._silence: asyncio.TimerHandle | None = None
+        self._noticed_at = 0.0
+
+    # -- the caller's side --------------------------------------------------------------------------------------------
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether as many batches as were wanted have been delivered."""
+        return self._limit is not None and self._delivered >= self._limit
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing is outstanding, so that the next caller gets fresh draws."""
+        return not self.finishing and self._broken is None and self._outstanding == 0
+
+    async def head(self, timeout: float | None) -> SampledBatch:
+        """Return the next batch, which stays the stream's until `accept` is called.
+
+        Args:
+            timeout: seconds; None waits for ever, 0 takes what there is.
+
+        Raises:
+            RateLimiterTimeout: the server could not fill the batch in time.
+            DeadlineExceeded: the server did not even say so.
+            Unavailable: it cannot be reached.
+            Closed: the stream was left.
+            ReplayError: the server's refusal.
+        """
+        if self.finishing:
+            raise Closed(f"{self.name}: this iterator was closed")
+        if self._waiter is not None:
+            raise InvalidArgument(
+                f"{self.name}: another task waits for this iterator's next element; give each its own"
+            )
+        if self._broken is not None:
+            raise self._broken
+        self.start()
+        self._loop = asyncio.get_running_loop()
+        self._ask(max(1, self._prefetch))
+        try:
+            while not self._ready:
+                await self._wait(timeout)
+        finally:
+            self._ask(self._prefetch)
+        return self._ready[0]
+
+    def accept(self) -> None:
+        """Make the batch that `head` returned the caller's, and ask for more."""
+        batch = self._ready.popleft()
+        self._delivered += 1
+        self._consumed = batch.seq
+        self._ask(self._prefetch)
+        self.poke()
+
+    async def update(self, keys: NDArray[np.uint64], priorities: NDArray[np.float64]) -> None:
+        """Queue new priorities for finite `priorities`; they are applied before any batch that is asked for later.
+
+        Returns at once, unless priorities of more than 64k keys are queued, or the stream was left.
+
+        Args:
+            keys: uint64 ``[n]``.
+            priorities: float64 ``[n]``.
+
+        Raises:
+            InvalidArgument: the table's sampler does not take one of them.
+        """
+        if self._selector is not None:
+            self._selector.check_priorities(priorities)
+        while self._priorities.num_unsent >= MAX_QUEUED_KEYS and not self._is_over:
+            self.start()
+            self._room.clear()
+            await self._room.wait()
+        if self._is_over:
+            await self._updates.of(self.table).update(keys, priorities)
+            return
+        self._priorities.add(keys, priorities)
+        self.start()
+        self.poke()
+
+    async def leave(self, limit: float = LEAVE_S) -> None:
+        """End the stream: acknowledge what was delivered, send what is queued, hand back the rest.
+
+        Returns when the server has done so, or after `limit` seconds, when the stream is broken off. Idempotent.
+        """
+        self._begin_departure()
+        if self._departure is not None:
+            await asyncio.wait({self._departure}, timeout=limit)
+            if not self._departure.done():
+                self._departure.cancel()
+                await asyncio.wait({self._departure})
+
+    def leave_soon(self) -> None:
+        """End the stream in the background; may be called from any thread, and when the event loop is gone."""
+        if self._loop is not None and not self.finishing:
+            with contextlib.suppress(RuntimeError):  # The loop is closed, and so is the connection.
+                self._loop.call_soon_threadsafe(self._begin_departure)
+
+    def _begin_departure(self) -> None:
+        if self.finishing:
+            return
+        self.finishing = True
+        if (self.running or self._priorities) and not self.connector.closed:
+            self._departure = self.connector.spawn(self._depart(), f"leaving: {self.name}")
+        else:
+            self._depart_at_last()
+
+    async def _depart(self) -> None:
+        try:
+            await self.finish(LEAVE_S)
+            if (lost := self._priorities.take_all()) is not None:
+                try:
+                    await self._updates.mutate(self.table, *lost, np.zeros(0, np.uint64), timeout=HURRIED_LEAVE_S)
+                except ReplayError as error:
+                    logger.warning(
+                        "%s: the priorities of %d items were not updated: %s", self.name, len(lost[0]), error
+                    )
+        finally:
+            self._depart_at_last()
+
+    def _depart_at_last(self) -> None:
+        self._ready.clear()
+        self._room.set()
+
+    @property
+    def _is_over(self) -> bool:
+        return self.finishing or self._broken is not None
+
+    # -- asking and waiting -------------------------------------------------------------------------------------------
+
+    @property
+    def _outstanding(self) -> int:
+        return self._granted - self._answered + len(self._ready)
+
+    def _ask(self, target: int) -> None:
+        """Have `target` batches outstanding, as far as the limit allows."""
+        self._target = target
+        if not self.connected:
+            return
+        if self._limit is not None:
+            target = min(target, self._limit - self._delivered)
+        missing = target - self._outstanding
+        if missing > 0:
+            self._granted += missing
+            self.poke()
+
+    async def _wait(self, timeout: float | None) -> None:
+        """Wait until something has changed for the caller; raises the error if that is what happened."""
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        self._timeout, self._expired, self._noticed_at = timeout, False, loop.time()
+        self._silence = loop.call_later(_SILENCE_S, self._report_silence, loop, _SILENCE_S)
+        if timeout is not None and timeout > 0:
+            self._timer = loop.call_later(timeout, self._expire)
+        elif timeout is not None:
+            self._expire()
+        try:
+            error = await self._waiter
+            if error is not None:
+                raise error
+        finally:
+            self._waiter = None
+            self._expired = False
+            for timer in (self._silence, self._timer):
+                if timer is not None:
+                    timer.cancel()
+            self._silence = self._timer = None
+
+    def _wake(self, error: ReplayError | None) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(error)
+
+    def _expire(self) -> None:
+        """Have the batch that is waited for filled at once or refused."""
+        self._expired = True
+        if not self.connected and self.connector.failure is not None and self._timeout:
+            self._give_up()
+            return
+        if self.connected:
+            self._withdrawn = self._answered + 1
+            self.poke()
+        self._timer = asyncio.get_running_loop().call_later(NOW_S, self._give_up)
+
+    def _give_up(self) -> None:
+        why = "" if self.connector.failure is None else f": {self.connector.failure}"
+        self._wake(
+            DeadlineExceeded(f"{self.name}: {self.connector.address} did not answer within {self._timeout:g} s{why}")
+        )
+
+    def _report_silence(self, loop: asyncio.AbstractEventLoop, interval: float) -> None:
+        """Warn of a server that does not even say what it waits for."""
+        silent_for = loop.time() - self._noticed_at
+        if self.connected and silent_for >= interval:
+            logger.warning("%s: nothing heard from %s for %.0f s", self.name, self.connector.address, silent_for)
+        self._silence = loop.call_later(2 * interval, self._report_silence, loop, 2 * interval)
+
+    # -- the stream's side --------------------------------------------------------------------------------------------
+
+    @property
+    def needed(self) -> bool:
+        """Whether somebody waits, or batches are prefetched, or priorities queued."""
+        return self._waiter is not None or self._target > 0 or bool(self._priorities)
+
+    async def prepare(self) -> None:
+        """Learn which priorities the table's sampler takes."""
+        info = (await self.connector.tables()).get(self.table)
+        self._selector = None if info is None else from_options(info.sampler_options)
+
+    def opened(self) -> None:
+        """Ask again for what is missing; the server has handed back what was not delivered."""
+        self._reader = SampleResponseReader()
+        self._ready.clear()
+        self._subscribed = self._said_end = False
+        self._granted = self._said_granted = self._answered = 0
+        self._consumed = self._said_consumed = 0
+        self._withdrawn, self._said_withdrawn = int(self._expired), 0
+        self._priorities.resend()
+        self._ask(self._target)
+
+    def compose(self) -> Message | None:
+        """Say what has changed, in one message."""
+        request = SampleRequest()
+        request.credits = self._granted - self._said_granted
+        if self._consumed > self._said_consumed:
+            request.consumed = self._consumed
+        if self._withdrawn > self._said_withdrawn:
+            request.withdraw = self._withdrawn
+        if (updates := self._priorities.next(self._said_granted)) is not None:
+            request.keys, request.priorities = updates
+            self._room.set()
+        request.end = self.finishing and not self._priorities.num_unsent and not self._said_end
+        if not (request.credits or request.consumed or request.withdraw or request.keys is not None or request.end):
+            return None
+        if not self._subscribed:
+            request.subscribe = self._wanted
+        self._subscribed = True
+        self._said_granted, self._said_consumed, self._said_withdrawn = self._granted, self._consumed, self._withdrawn
+        self._said_end = self._said_end or request.end
+        return request.to_message()
+
+    def take(self, message: Message) -> None:
+        """Queue batches, tell the caller of refusals."""
+        response = self._reader.read(message)
+        if response.waiting is not None:
+            self._noticed_at = asyncio.get_running_loop().time()
+            if self._waiter is not None:
+                logger.warning("%s at %s: %s", self.name, self.connector.address, response.waiting)
+        for batch in response.batches:
+            self._answered = max(self._answered, batch.seq)
+            if not self.finishing:
+                self._ready.append(batch)
+                self._wake(None)
+        for seq, described in response.failed:
+            self._answered = max(self._answered, seq)
+            if self._expired:
+                self._wake(from_map(described))
+            else:
+                self._ask(self._target)  # Whoever gave up on that batch is gone; the next caller starts anew.
+        self._priorities.answered(self._answered)
+
+    def interrupted(self) -> None:
+        """Drop what was not delivered: the server has taken it back."""
+        self._ready.clear()
+
+    def closed(self, error: ReplayError | None) -> None:
+        """Tell the caller; a lost connection and a closed table are no reason not to try again later."""
+        if error is None and self.finishing:
+            self._priorities.clear()  # Worked off: the server ended the stream after it had read everything.
+        if error is not None and not isinstance(error, Unavailable | Closed):
+            self._broken = error
+        self._wake(error or Closed(f"{self.name}: this iterator was closed"))
+        self._room.set()

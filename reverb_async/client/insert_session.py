@@ -1,0 +1,364 @@
+"""One Insert stream that survives reconnects: every item enters once, or its sender learns why not."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import uuid
+from collections import deque
+from collections.abc import Coroutine
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reverb_async.client.outgoing import Block, Outgoing, Owner
+from reverb_async.core.info import TableInfo
+from reverb_async.errors import Closed, InvalidArgument, ReplayError, TableClosed, Unavailable, from_map
+from reverb_async.protocol.inserting import InsertRequest, InsertResponse
+from reverb_async.protocol.message import Duplex, Message
+
+logger = logging.getLogger("reverb_async")
+
+CLOSE_S = 1.0
+"""Closing waits no longer than this for the server."""
+
+_MAX_DECLARED = 3500
+"""A stream that declared so many groups or layouts makes way for a new one: servers keep 4096."""
+_FIRST_PAUSE_S = 0.05
+_LONGEST_PAUSE_S = 2.0
+_stream_numbers = itertools.count()
+
+
+class Connection(Protocol):
+    """What inserting needs of a client's connector."""
+
+    @property
+    def address(self) -> str:
+        """Where the server is."""
+
+    async def open(self, kind: Literal["insert"]) -> Duplex:
+        """Open a stream; retries until the server has not answered for too long, then raises `Unavailable`."""
+
+    async def tables(self, refresh: bool = False) -> dict[str, TableInfo]:
+        """Describe the server's tables, from memory unless `refresh`."""
+
+    async def next_keys(self, n: int) -> NDArray[np.uint64]:
+        """Return `n` consecutive new keys."""
+
+    def try_next_keys(self, n: int) -> NDArray[np.uint64] | None:
+        """Return `n` consecutive new keys if the server need not be asked for them."""
+
+    def lost(self, error: Unavailable) -> None:
+        """Learn that a stream broke: the server may be another process when it answers again."""
+
+    def spawn(self, coro: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run a task that ends with the client at the latest."""
+
+
+class _Stretch:
+    """Items ``[start:stop]`` of a block, numbered from `seq` and not settled; the server may know them by a lower number."""
+
+    __slots__ = ("block", "sent_seq", "seq", "start", "stop", "withdrawn")
+
+    def __init__(self, block: Block, start: int, stop: int, seq: int) -> None:
+        self.block = block
+        self.start = start
+        self.stop = stop
+        self.seq = seq
+        self.sent_seq = seq
+        self.withdrawn: ReplayError | None = None
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+class InsertSession:
+    """A queue of blocks, sent in order and resent after a lost connection.
+
+    One task does the work, from the first block on: it sends all that is queued in one message per turn, so that messages
+    grow under load, and settles what the server answers. It refers to whoever holds the session through `owner` and the blocks
+    only. Everything but `close` is synchronous.
+
+    Args:
+        connection: opens streams and keeps tasks.
+        owner: told what no block can be told.
+        name: for messages.
+    """
+
+    def __init__(self, connection: Connection, owner: Owner, name: str) -> None:
+        self._connection = connection
+        self._owner = owner
+        self._name = name
+        self._identity = uuid.uuid4().bytes
+        self._next_seq = 1
+        self._unsent: deque[Block] = deque()
+        self._sent: dict[int, _Stretch] = {}
+        self._resend: deque[_Stretch] = deque()
+        self._cancel: list[int] = []
+        self._stream: int | None = None
+        self._declared = 0
+        self._pause = 0.0
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closing = False
+        self.error: ReplayError | None = None
+        """What ended the session for good."""
+
+    # -- for the owner ------------------------------------------------------------------------------------------------
+
+    def submit(self, block: Block) -> None:
+        """Queue a block.
+
+        Raises:
+            ReplayError: what ended the session, if it has ended.
+        """
+        if self.error is not None:
+            raise self.error.with_traceback(None)
+        self._unsent.append(block)
+        self._wake.set()
+        if self._task is None:
+            self._loop = asyncio.get_running_loop()
+            self._task = self._connection.spawn(self._run(), f"insert stream of {self._name}")
+
+    def wake(self) -> None:
+        """Say in the next turn of the loop what there is to say."""
+        self._wake.set()
+
+    def withdraw(self, block: Block, error: ReplayError) -> None:
+        """Give a block up. What the server cannot have is settled with `error` now, the rest with its answer."""
+        if not block.sealed:
+            self._unsent.remove(block)
+            block.sealed = True
+            block.settled(0, len(block), error)
+            return
+        for stretch in [stretch for stretch in self._sent.values() if stretch.block is block]:
+            stretch.withdrawn = error
+            if self._stream is None:
+                # Whether the old stream brought it in will show at the greeting, which also finds numbers left free.
+                del self._sent[stretch.seq]
+                block.settled(stretch.start, stretch.stop, error)
+            else:
+                self._cancel.append(stretch.sent_seq)
+                self.wake()
+
+    def drop(self, error: ReplayError) -> None:
+        """End at once and settle what is queued with `error`, as later calls are. Idempotent."""
+        if self._task is not None:
+            self._task.cancel()
+        self._fail(error)
+
+    def drop_soon(self, error: ReplayError) -> None:
+        """Do what `drop` does, from wherever garbage is collected."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.drop, error)
+
+    async def close(self) -> None:
+        """End in order, once all is settled; what is not within a second is dropped. Idempotent."""
+        self._closing = True
+        if self._task is not None and not self._task.done():
+            self._wake.set()
+            await asyncio.wait({self._task}, timeout=CLOSE_S)
+        self.drop(Closed(f"{self._name} is closed"))
+
+    # -- the task -----------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        try:
+            while await self._is_needed():
+                try:
+                    duplex = await self._connection.open("insert")
+                except Unavailable as error:
+                    self._owner.interrupted(error)
+                else:
+                    await self._use(duplex)
+                await asyncio.sleep(self._pause)
+                self._pause = min(max(2 * self._pause, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
+        except ReplayError as error:
+            self._fail(error)
+        finally:
+            self._fail(Closed(f"{self._name} is closed, like its client"))
+
+    async def _is_needed(self) -> bool:
+        """Wait until there is something to send; return False if there will not be."""
+        while not (self._unsent or self._sent or self._closing):
+            await self._wake.wait()
+            self._wake.clear()
+        return bool(self._unsent or self._sent)
+
+    async def _use(self, duplex: Duplex) -> None:
+        """Work on one stream until it is lost, or has served."""
+        try:
+            if await self._greet(duplex):
+                self._pause = 0.0
+                await self._exchange(duplex)
+        except Unavailable as error:
+            self._stream = None
+            self._connection.lost(error)
+            if isinstance(error, TableClosed):
+                self._owner.interrupted(error)
+            else:
+                logger.info("the insert stream of %s to %s was lost: %s", self._name, self._connection.address, error)
+        finally:
+            duplex.abort()
+            self._stream = None
+            self._cancel.clear()
+
+    async def _exchange(self, duplex: Duplex) -> None:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._send(duplex))
+                tasks.create_task(self._receive(duplex))
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+
+    async def _greet(self, duplex: Duplex) -> bool:
+        """Learn what of an earlier stream arrived; return False if the session starts anew, on another stream."""
+        await duplex.send(InsertRequest(session=self._identity).to_message())
+        message = await duplex.receive()
+        if message is None:
+            raise Unavailable("the server ended the stream")
+        greeting = InsertResponse.from_message(message)
+        if greeting.applied_through is None:
+            raise InvalidArgument("the server's first message does not say what of the session it has")
+        self._settle_all(greeting)
+        self._settle(1, greeting.applied_through, None)
+        for seq, count in greeting.applied:
+            self._settle(seq, count, None)
+        for stretch in [stretch for stretch in self._sent.values() if stretch.withdrawn is not None]:
+            del self._sent[stretch.seq]
+            stretch.block.settled(stretch.start, stretch.stop, stretch.withdrawn)
+        queued = sorted(self._sent.values(), key=lambda stretch: stretch.seq)
+        settled = greeting.applied_through + sum(count for _, count in greeting.applied)
+        if settled + sum(map(len, queued)) != self._next_seq - 1:
+            # The server forgot the session, having restarted perhaps, or a number went with what was withdrawn. Gaps would
+            # stay for ever, so number anew, under another name.
+            self._identity = uuid.uuid4().bytes
+            self._next_seq = 1
+            self._sent.clear()
+            for stretch in queued:
+                self._enter(stretch, self._next_seq)
+                self._next_seq += len(stretch)
+            return False
+        self._stream = next(_stream_numbers)
+        self._declared = 0
+        self._resend = deque(queued)
+        return True
+
+    def _enter(self, stretch: _Stretch, seq: int) -> None:
+        stretch.seq = stretch.sent_seq = seq
+        self._sent[seq] = stretch
+
+    async def _send(self, duplex: Duplex) -> None:
+        while True:
+            while (message := self._next_message()) is not None:
+                try:
+                    await duplex.send(message)
+                except Unavailable:
+                    await asyncio.sleep(CLOSE_S)  # The receiving side may learn why, and then ends this wait.
+                    raise
+                await asyncio.sleep(0)
+            if self._has_served():
+                await duplex.end()
+                return
+            await self._wake.wait()
+            self._wake.clear()
+
+    def _has_served(self) -> bool:
+        if self._declared >= _MAX_DECLARED:
+            return not self._sent
+        return self._closing and not self._sent and not self._unsent
+
+    def _next_message(self) -> Message | None:
+        assert self._stream is not None
+        out = Outgoing(self._stream)
+        while self._resend and not out.is_full:
+            stretch = self._resend.popleft()
+            self._write(stretch, out)
+            if stretch.withdrawn is not None:
+                out.cancel.append(stretch.sent_seq)
+        while self._unsent and not out.is_full and self._declared < _MAX_DECLARED:
+            block = self._unsent.popleft()
+            block.sealed = True
+            stretch = _Stretch(block, 0, len(block), self._next_seq)
+            self._sent[stretch.seq] = stretch
+            self._next_seq += len(block)
+            self._write(stretch, out)
+        out.cancel += self._cancel
+        self._cancel = []
+        if not self._unsent and not self._resend:
+            self._owner.all_sent(out)
+        self._declared += out.declarations
+        return out.to_message()
+
+    @staticmethod
+    def _write(stretch: _Stretch, out: Outgoing) -> None:
+        stretch.block.write(out, stretch.seq, stretch.start, stretch.stop)
+
+    async def _receive(self, duplex: Duplex) -> None:
+        while (message := await duplex.receive()) is not None:
+            answer = InsertResponse.from_message(message)
+            self._settle_all(answer)
+            if answer.waiting is not None:
+                logger.warning("%s, inserting at %s: %s", self._name, self._connection.address, answer.waiting)
+            if not self._sent:
+                self._wake.set()
+        if not self._has_served():
+            raise Unavailable("the server ended the stream")
+
+    # -- settling -----------------------------------------------------------------------------------------------------
+
+    def _settle_all(self, answer: InsertResponse) -> None:
+        for refusal in answer.refused:
+            described = refusal.error if isinstance(refusal.error, dict) else {}
+            self._settle(refusal.seq, refusal.count, from_map(described))
+        for seq, count in answer.acks:
+            self._settle(seq, count, None)
+
+    def _settle(self, seq: int, count: int, error: ReplayError | None) -> None:
+        """Settle the items ``[seq, seq + count)``; those that are already are left out."""
+        end = seq + count
+        while seq < end:
+            stretch = self._sent.get(seq) or self._overlapping(seq, end)
+            if stretch is None:
+                return
+            first, last = max(seq, stretch.seq), min(end, stretch.seq + len(stretch))
+            start, stop = stretch.start + first - stretch.seq, stretch.start + last - stretch.seq
+            self._cut_out(stretch, start, stop, refused=error is not None)
+            stretch.block.settled(start, stop, error)
+            seq = last
+
+    def _overlapping(self, seq: int, end: int) -> _Stretch | None:
+        overlapping = [stretch for stretch in self._sent.values() if stretch.seq < end and seq < stretch.seq + len(stretch)]
+        return min(overlapping, key=lambda stretch: stretch.seq, default=None)
+
+    def _cut_out(self, stretch: _Stretch, start: int, stop: int, *, refused: bool) -> None:
+        del self._sent[stretch.seq]
+        if stop < stretch.stop:
+            rest = _Stretch(stretch.block, stop, stretch.stop, stretch.seq + stop - stretch.start)
+            self._sent[rest.seq] = rest
+            rest.withdrawn = stretch.withdrawn
+            if not refused:
+                rest.sent_seq = stretch.sent_seq
+            elif rest.withdrawn is not None and self._stream is not None:
+                # A refusal in the middle made the rest a block of its own, which the earlier word did not reach.
+                self._cancel.append(rest.sent_seq)
+                self._wake.set()
+        if stretch.start < start:
+            stretch.stop = start
+            self._sent[stretch.seq] = stretch
+
+    def _fail(self, error: ReplayError) -> None:
+        if self.error is not None:
+            return
+        self.error = error
+        stretches, self._sent, self._resend = list(self._sent.values()), {}, deque()
+        blocks, self._unsent = list(self._unsent), deque()
+        for stretch in stretches:
+            stretch.block.settled(stretch.start, stretch.stop, error)
+        for block in blocks:
+            block.sealed = True
+            block.settled(0, len(block), error)
+        self._owner.failed(error)

@@ -1,0 +1,222 @@
+"""From a trajectory as the user writes it to an item in the queue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from reverb_async.client.checks import Target, as_priority, widened
+from reverb_async.client.grouping import Grouping, TrajectoryLayout
+from reverb_async.client.history import ColumnHistory, TrajectoryColumn
+from reverb_async.client.items import ItemQueue
+from reverb_async.client.outgoing import RowGroup
+from reverb_async.client.steps import StepBuffer
+from reverb_async.core.leaf import Leaf
+from reverb_async.core.nest import Path, Structure, flatten
+from reverb_async.core.spec import ArraySpec, as_leaf, leaf_spec
+from reverb_async.core.tree import Node, Tree
+from reverb_async.errors import InvalidArgument, SignatureMismatch
+
+_CACHED = 1024
+
+
+class Trajectories:
+    """Makes items of trajectories; what it learns of one serves the next one that looks like it.
+
+    Args:
+        steps: the writer's.
+        queue: takes the items.
+        validate: check items against the tables' signatures.
+    """
+
+    def __init__(self, steps: StepBuffer, queue: ItemQueue, grouping: Grouping, *, validate: bool) -> None:
+        self._steps = steps
+        self._queue = queue
+        self._grouping = grouping
+        self._validate = validate
+        self._routes: dict[tuple[str, Structure, tuple[int, ...], int], _Route] = {}
+        self._layouts: dict[tuple[Structure, tuple[int, ...], int], TrajectoryLayout] = {}
+        self._own: dict[tuple[Structure, tuple[int, ...]], _OwnColumns] = {}
+
+    def forget(self) -> None:
+        """Look at everything anew: a column changed, or the tables did."""
+        self._routes.clear()
+        self._layouts.clear()
+
+    def add(self, table: str, priority: object, trajectory: object) -> int:
+        """Queue an item and return its key. All or nothing: whatever it raises, nothing was queued.
+
+        Raises:
+            InvalidArgument: the trajectory or the priority is no such thing.
+            SignatureMismatch: the table wants something else.
+            ExpiredReference: a step is not kept any more.
+        """
+        leaves, structure = flatten(trajectory)
+        clock = self._steps.clock
+        cuts: dict[tuple[tuple[int, int], ...], int] = {}
+        pattern: list[int] = []
+        own_at: list[int] = []
+        for leaf in leaves:
+            if type(leaf) is TrajectoryColumn:
+                if leaf.version != clock.version or leaf.column.clock is not clock:
+                    self._check_column(leaf, structure.paths[len(pattern) // 2])
+                pattern += (leaf.code, cuts.setdefault(leaf.ranges, len(cuts)))
+            else:
+                own_at.append(len(pattern) // 2)
+                pattern += (-1, -1)
+        own_group = -1
+        own: Sequence[Leaf] = ()
+        if own_at:
+            columns = self._own_columns(structure, tuple(own_at))
+            own = columns.fit([leaves[at] for at in own_at], self._target(table))
+            own_group = columns.group.id
+        key = (table, structure, tuple(pattern), own_group)
+        route = self._routes.get(key)
+        if route is None:
+            route = self._new_route(table, structure, leaves, tuple(pattern), own_at)
+        for at, wanted in route.lengths:
+            if len(leaves[at]) != wanted:  # type: ignore[arg-type]  # a column
+                raise SignatureMismatch(
+                    f"table {table!r}: column {structure.paths[at]} has {len(leaves[at])} steps, "  # type: ignore[arg-type]
+                    f"the signature wants {wanted}"
+                )
+        weight = as_priority(priority, table, is_prioritized=route.is_prioritized)
+        block = self._queue.block(route.layout, table)
+        number = self._queue.count()
+        block.add(number, weight, list(cuts), own, self._episodes(cuts))
+        return number
+
+    def _check_column(self, column: TrajectoryColumn, path: Path) -> None:
+        if column.column.clock is not self._steps.clock:
+            raise InvalidArgument(
+                f"trajectory column {path} is from another writer's history; items are made of their own writer's steps"
+            )
+        if not len(column):
+            raise InvalidArgument(f"trajectory column {path} is empty: select at least one step, or leave it out")
+        column.check()
+
+    def _target(self, table: str) -> Target | None:
+        return (self._steps.targets or {}).get(table)
+
+    def _episodes(self, cuts: dict[tuple[tuple[int, int], ...], int]) -> tuple[int, int]:
+        steps = self._steps
+        if not steps.spans_episodes or not cuts:
+            return steps.episode, steps.episode
+        first = min(first for ranges in cuts for first, _ in ranges)
+        last = max(first + length - 1 for ranges in cuts for first, length in ranges)
+        return steps.episodes(first, last)
+
+    def _own_columns(self, structure: Structure, own_at: tuple[int, ...]) -> _OwnColumns:
+        columns = self._own.get((structure, own_at))
+        if columns is None:
+            if len(self._own) >= _CACHED:
+                self._own.clear()
+            columns = _OwnColumns([structure.paths[at] for at in own_at], self._grouping)
+            self._own[structure, own_at] = columns
+        return columns
+
+    def _new_route(
+        self, table: str, structure: Structure, leaves: Sequence[object], pattern: tuple[int, ...], own_at: list[int]
+    ) -> _Route:
+        """Check what all items of this kind have in common."""
+        if not leaves:
+            raise InvalidArgument("the trajectory is empty: an item needs at least one column")
+        missing = _none_at(structure.tree, ())
+        if missing is not None:
+            raise InvalidArgument(f"trajectory column {missing} is None; leave it out")
+        columns = [leaf if isinstance(leaf, TrajectoryColumn) else None for leaf in leaves]
+        own = self._own_columns(structure, tuple(own_at)) if own_at else None
+        target = self._target(table)
+        lengths: list[tuple[int, int]] = []
+        if self._validate and target is not None and target.signature is not None:
+            own_specs = iter(own.specs if own is not None else ())
+            specs = [next(own_specs) if column is None else _sampled_spec(column) for column in columns]
+            target.signature.check(structure, specs, what=f"table {table!r}")
+            for at, (path, column) in enumerate(zip(structure.paths, columns, strict=True)):
+                wanted = target.by_path[path].shape
+                if column is not None and not column.squeeze and wanted[0] is not None:
+                    lengths.append((at, wanted[0]))
+        layout_key = (structure, pattern, -1 if own is None else own.group.id)
+        layout = self._layouts.get(layout_key)
+        if layout is None:
+            layout, has_split = self._grouping.layout(structure, columns, pattern[1::2], None if own is None else own.group)
+            if has_split or len(self._layouts) >= _CACHED:
+                self.forget()
+            self._layouts[layout_key] = layout
+        route = _Route(layout, lengths, target is not None and target.is_prioritized)
+        if len(self._routes) >= _CACHED:
+            self._routes.clear()
+        self._routes[table, structure, pattern, layout_key[2]] = route
+        return route
+
+
+class _Route:
+    """Items of one layout for one table: (leaf, steps) where the signature fixes a number of steps."""
+
+    __slots__ = ("is_prioritized", "layout", "lengths")
+
+    def __init__(self, layout: TrajectoryLayout, lengths: list[tuple[int, int]], is_prioritized: bool) -> None:
+        self.layout = layout
+        self.lengths = lengths
+        self.is_prioritized = is_prioritized
+
+
+class _OwnColumns:
+    """Values that come with each item instead of from a history: a row per item in a group of their own.
+
+    Attributes:
+        specs: their dtypes and shapes; extents that differed between items are None.
+        group: theirs; another one when a spec changed.
+    """
+
+    def __init__(self, paths: Sequence[Path], grouping: Grouping) -> None:
+        self._paths = paths
+        self._grouping = grouping
+        self._groups: dict[tuple[ArraySpec, ...], RowGroup] = {}
+        self.specs: tuple[ArraySpec, ...] = ()
+        self.group = RowGroup(-1, ())
+
+    def fit(self, values: Sequence[object], target: Target | None) -> list[Leaf]:
+        """Return copies of an item's values; the columns are made to fit them.
+
+        Raises:
+            InvalidArgument: one is nothing that a column can hold.
+        """
+        leaves = []
+        specs = []
+        for at, (value, path) in enumerate(zip(values, self._paths, strict=True)):
+            if isinstance(value, ColumnHistory):
+                raise InvalidArgument(f"trajectory column {path} is a whole history: select steps of it, as in history['x'][-4:]")
+            leaf = as_leaf(value, path, None if target is None else target.by_path.get(path))
+            leaves.append(leaf.copy() if isinstance(leaf, np.ndarray) else leaf)
+            got = leaf_spec(leaf)
+            spec = self.specs[at] if self.specs else got
+            if spec is not got:
+                spec = (widened(spec, got.shape) if spec.dtype == got.dtype else None) or got
+            specs.append(spec)
+        if tuple(specs) != self.specs:
+            self.specs = tuple(specs)
+            if len(self._groups) >= _CACHED:
+                self._groups.clear()
+            if self.specs not in self._groups:
+                self._groups[self.specs] = self._grouping.new_row_group(self.specs)
+            self.group = self._groups[self.specs]
+        return leaves
+
+
+def _sampled_spec(column: TrajectoryColumn) -> ArraySpec:
+    spec = column.column.spec
+    return spec if column.squeeze else ArraySpec((None, *spec.shape), spec.dtype)
+
+
+def _none_at(tree: Tree, at: Path) -> Path | None:
+    if tree is None:
+        return at
+    if not isinstance(tree, Node):
+        return None
+    for part, child in zip(tree.parts, tree.children, strict=True):
+        found = _none_at(child, (*at, part))
+        if found is not None:
+            return found
+    return None

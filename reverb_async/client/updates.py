@@ -1,0 +1,249 @@
+"""`Client.mutate_priorities`: one Update stream per client, shared by all calls."""
+
+from __future__ import annotations
+
+import asyncio
+import operator
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from reverb_async.client.connector import Connector, time_limit
+from reverb_async.client.conversation import Conversation
+from reverb_async.core.table_state import MutateResult
+from reverb_async.errors import Closed, InvalidArgument, ReplayError, from_map
+from reverb_async.protocol.message import Message
+from reverb_async.protocol.updating import MAX_KEYS, UpdateRequest, UpdateResponse
+
+Updates: TypeAlias = "Mapping[int, float] | tuple[ArrayLike, ArrayLike]"
+"""New priorities: ``{key: priority}``, or keys and priorities, ``[n]`` each."""
+
+UPDATE_S = 10.0
+"""What `Batch.update_priorities` allows a server that must answer first."""
+
+_CLOSE_S = 1.0
+_NO_KEYS = np.zeros(0, np.uint64)
+_NO_PRIORITIES = np.zeros(0, np.float64)
+
+
+class UpdateStream(Conversation):
+    """Sends blocks of updates and deletes as they come, those without an answer again after a lost connection."""
+
+    def __init__(self, connector: Connector) -> None:
+        super().__init__(connector, "update", "updating priorities")
+        self._seq = 0
+        self._unsent: deque[tuple[UpdateRequest, asyncio.Future[MutateResult]]] = deque()
+        self._unanswered: dict[int, tuple[UpdateRequest, asyncio.Future[MutateResult]]] = {}
+
+    async def mutate(
+        self,
+        table: str,
+        keys: NDArray[np.uint64],
+        priorities: NDArray[np.float64],
+        deletes: NDArray[np.uint64],
+        *,
+        timeout: float | None,
+    ) -> MutateResult:
+        """Set priorities, then delete.
+
+        Args:
+            table: the table's name.
+            keys: uint64 ``[n]``; the last of duplicates wins.
+            priorities: float64 ``[n]``.
+            deletes: uint64 ``[m]``.
+            timeout: seconds; None waits for ever.
+
+        Raises:
+            ReplayError: the server's refusal. More than 64k keys are sent in blocks; earlier ones stay applied.
+            DeadlineExceeded: there was no answer in time; what was sent may be applied.
+        """
+        blocks = list(_blocks(table, keys, priorities, deletes))
+        async with time_limit(timeout, self.connector, f"updating priorities in {table!r}"):
+            answers = [self._submit(block) for block in blocks]
+            try:
+                # One by one: the first refusal ends the call, whose other answers nobody needs then.
+                results = [await answer for answer in answers]
+            finally:
+                for answer in answers:
+                    if not answer.cancel() and not answer.cancelled():
+                        answer.exception()  # Looked at, so that asyncio does not complain.
+        if len(results) == 1:
+            return results[0]
+        return MutateResult(*(sum(getattr(result, count) for result in results) for count in MutateResult.__slots__))
+
+    def _submit(self, request: UpdateRequest) -> asyncio.Future[MutateResult]:
+        if self.finishing:
+            raise Closed(f"the client of {self.connector.address} was closed")
+        self.start()
+        self._seq += 1
+        request.seq = self._seq
+        answer = asyncio.get_running_loop().create_future()
+        self._unsent.append((request, answer))
+        self.poke()
+        return answer
+
+    def of(self, table: str) -> TableUpdates:
+        """Return where the priorities of one table's items go."""
+        return TableUpdates(self, table)
+
+    async def close(self) -> None:
+        """Wait up to a second for answers, then end the stream; calls without one get `Closed`."""
+        await self.finish(_CLOSE_S)
+
+    # -- the stream's side --------------------------------------------------------------------------------------------
+
+    @property
+    def needed(self) -> bool:
+        """Whether a call waits."""
+        return bool(self._unsent or self._unanswered)
+
+    def opened(self) -> None:
+        """Say again what has no answer."""
+        self._unsent.extendleft(reversed(self._unanswered.values()))
+        self._unanswered.clear()
+
+    def compose(self) -> Message | None:
+        """Return the next block whose caller still waits."""
+        while self._unsent:
+            request, answer = self._unsent.popleft()
+            if not answer.done():
+                self._unanswered[request.seq] = (request, answer)
+                return request.to_message()
+        return None
+
+    def take(self, message: Message) -> None:
+        """Hand answers to those who wait for them."""
+        response = UpdateResponse.from_message(message)
+        for seq, result in response.done:
+            if (asked := self._unanswered.pop(seq, None)) is not None and not asked[1].done():
+                asked[1].set_result(result)
+        for seq, described in response.refused:
+            if (asked := self._unanswered.pop(seq, None)) is not None and not asked[1].done():
+                asked[1].set_exception(from_map(described))
+
+    def closed(self, error: ReplayError | None) -> None:
+        """Tell everybody who waits."""
+        waiting = [answer for _, answer in (*self._unanswered.values(), *self._unsent)]
+        self._unanswered.clear()
+        self._unsent.clear()
+        for answer in waiting:
+            if not answer.done():
+                answer.set_exception(error or Closed(f"the client of {self.connector.address} was closed"))
+
+
+class TableUpdates:
+    """Sets priorities of one table's items; what `Batch.update_priorities` needs of a stream."""
+
+    def __init__(self, stream: UpdateStream, table: str) -> None:
+        self._stream = stream
+        self._table = table
+
+    async def update(self, keys: NDArray[np.uint64], priorities: NDArray[np.float64]) -> None:
+        """Set them, and return when the server has done so; raises as `UpdateStream.mutate` does."""
+        await self._stream.mutate(self._table, keys, priorities, _NO_KEYS, timeout=UPDATE_S)
+
+
+def _blocks(
+    table: str, keys: NDArray[np.uint64], priorities: NDArray[np.float64], deletes: NDArray[np.uint64]
+) -> Iterable[UpdateRequest]:
+    """Cut a call into blocks a server takes; one at least, so that the table's name is looked up."""
+    if len(keys) + len(deletes) <= MAX_KEYS:
+        yield UpdateRequest(0, table, keys, priorities, deletes)
+        return
+    for start in range(0, len(keys), MAX_KEYS):
+        part = slice(start, start + MAX_KEYS)
+        yield UpdateRequest(0, table, keys[part], priorities[part], _NO_KEYS)
+    for start in range(0, len(deletes), MAX_KEYS):
+        yield UpdateRequest(0, table, _NO_KEYS, _NO_PRIORITIES, deletes[start : start + MAX_KEYS])
+
+
+# -- checking arguments -----------------------------------------------------------------------------------------------
+
+
+def as_updates(updates: object) -> tuple[NDArray[np.uint64], NDArray[np.float64]]:
+    """Return keys and priorities, copied: uint64 ``[n]`` and float64 ``[n]``; see `Updates`.
+
+    Raises:
+        InvalidArgument: they are anything else.
+    """
+    if updates is None:
+        return _NO_KEYS, _NO_PRIORITIES
+    if isinstance(updates, Mapping):
+        keys, priorities = list(updates), list(updates.values())
+    elif isinstance(updates, tuple) and len(updates) == 2:
+        keys, priorities = updates
+    else:
+        raise InvalidArgument(
+            f"updates are {{key: priority}} or (keys, priorities), got {_kind(updates)}: "
+            "pass dict(zip(keys, priorities))"
+        )
+    checked = as_keys(keys, "updates")
+    return checked, as_priorities(priorities, len(checked))
+
+
+def as_keys(keys: object, what: str) -> NDArray[np.uint64]:
+    """Return keys as a new uint64 ``[n]``.
+
+    Raises:
+        InvalidArgument: one is no integer from 0 to 2**64 - 1.
+    """
+    if keys is None:
+        return _NO_KEYS
+    if isinstance(keys, str | bytes | int | float | np.generic) or not isinstance(keys, Iterable):
+        raise InvalidArgument(f"{what}: pass a list or an array of keys, got {_kind(keys)}")
+    if not isinstance(keys, np.ndarray):
+        keys = keys if isinstance(keys, Sequence) else list(keys)
+        if not len(keys):
+            return _NO_KEYS
+    try:
+        array = np.array(keys)
+    except (ValueError, TypeError) as error:
+        raise InvalidArgument(f"{what}: keys are integers [n], got {_kind(keys)} ({error})") from error
+    if array.ndim != 1:
+        raise InvalidArgument(f"{what}: keys are [n], got an array of shape {list(array.shape)}")
+    if array.dtype.kind == "u":
+        return array.astype(np.uint64, copy=False)
+    if array.dtype.kind == "i" and (not len(array) or array.min() >= 0):
+        return array.astype(np.uint64)
+    if isinstance(keys, np.ndarray) and array.dtype.kind != "i" and array.dtype != object:
+        raise InvalidArgument(f"{what}: keys are integers, got {array.dtype}; a float cannot tell large keys apart")
+    # A mixture, which numpy may have made floats of: one by one, also to name the one that is wrong.
+    return np.array([_as_key(key, what) for key in keys], np.uint64)
+
+
+def _as_key(key: Any, what: str) -> int:
+    try:
+        number = operator.index(key)
+    except TypeError:
+        raise InvalidArgument(f"{what}: keys are integers, got {_kind(key)}: {key!r:.60}") from None
+    if isinstance(key, bool | np.bool_) or not 0 <= number < 1 << 64:
+        raise InvalidArgument(f"{what}: keys are integers from 0 to 2**64 - 1, got {key!r:.60}")
+    return number
+
+
+def as_priorities(priorities: object, count: int) -> NDArray[np.float64]:
+    """Return priorities as a new float64 ``[count]``.
+
+    Raises:
+        InvalidArgument: they are not as many, or one is not finite.
+    """
+    try:
+        array = np.array(priorities, np.float64)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InvalidArgument(f"priorities are numbers [{count}], got {_kind(priorities)} ({error})") from error
+    if array.shape != (count,):
+        raise InvalidArgument(
+            f"priorities are [{count}], one per key, got the shape {list(array.shape)}"
+            + (": np.ravel them" if array.size == count else "")
+        )
+    if not np.isfinite(array).all():
+        at = int(np.flatnonzero(~np.isfinite(array))[0])
+        raise InvalidArgument(f"priorities must be finite, number {at} is {array[at]}")
+    return array
+
+
+def _kind(value: object) -> str:
+    return f"a {type(value).__name__}"
