@@ -1,0 +1,68 @@
+"""Asyncio-native experience replay: tables, rate limiters and batches for actors and learners that are coroutines."""
+
+from reverb_async.client.batch import Batch, BatchInfo, Sample, SampleInfo
+from reverb_async.client.client import Client
+from reverb_async.client.history import TrajectoryColumn
+from reverb_async.client.sampler import BatchSampler, Sampler
+from reverb_async.client.writer import TrajectoryWriter
+from reverb_async.core import rate_limiters, selectors
+from reverb_async.core.info import TableInfo
+from reverb_async.core.ragged import Ragged
+from reverb_async.core.spec import ArraySpec
+from reverb_async.core.table_state import MutateResult
+from reverb_async.errors import (
+    CheckpointError,
+    Closed,
+    DeadlineExceeded,
+    ExpiredReference,
+    InvalidArgument,
+    ItemNotFound,
+    NotFound,
+    PermissionDenied,
+    RateLimiterTimeout,
+    ReplayError,
+    ResourceExhausted,
+    SignatureMismatch,
+    TableClosed,
+    TableNotFound,
+    Unavailable,
+)
+from reverb_async.server import Server
+from reverb_async.table import Table
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArraySpec",
+    "Batch",
+    "BatchInfo",
+    "BatchSampler",
+    "CheckpointError",
+    "Client",
+    "Closed",
+    "DeadlineExceeded",
+    "ExpiredReference",
+    "InvalidArgument",
+    "ItemNotFound",
+    "MutateResult",
+    "NotFound",
+    "PermissionDenied",
+    "Ragged",
+    "RateLimiterTimeout",
+    "ReplayError",
+    "ResourceExhausted",
+    "Sample",
+    "SampleInfo",
+    "Sampler",
+    "Server",
+    "SignatureMismatch",
+    "Table",
+    "TableClosed",
+    "TableInfo",
+    "TableNotFound",
+    "TrajectoryColumn",
+    "TrajectoryWriter",
+    "Unavailable",
+    "rate_limiters",
+    "selectors",
+]

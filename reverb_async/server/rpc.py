@@ -1,0 +1,159 @@
+"""grpclib handlers: they hand streams and calls to the service, and errors back as statuses."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from grpclib.const import Handler
+from grpclib.server import Stream
+
+from reverb_async.errors import TableClosed
+from reverb_async.protocol.message import Duplex
+from reverb_async.service.service import ReplayService
+from reverb_async.wire.duplex import GrpcServerDuplex
+from reverb_async.wire.generated.grpc.health.v1 import (
+    HealthBase,
+    HealthCheckRequest,
+    HealthCheckResponse,
+    HealthCheckResponseServingStatus,
+)
+from reverb_async.wire.generated.reverb_async.v1 import (
+    CheckpointRequest,
+    CheckpointResponse,
+    HelloRequest,
+    HelloResponse,
+    MutatePrioritiesRequest,
+    MutatePrioritiesResponse,
+    ReplayBase,
+    ResetRequest,
+    ResetResponse,
+    ServerInfoRequest,
+    ServerInfoResponse,
+)
+from reverb_async.wire.status import errors_as_status
+from reverb_async.wire.table_info import table_info_to_proto
+
+_FAREWELL_S = 2.0
+
+SERVICE = "reverb_async.v1.Replay"
+
+
+class ReplayHandlers(ReplayBase):
+    """The native service on grpclib."""
+
+    def __init__(self, service: ReplayService) -> None:
+        self._service = service
+        self._closing = False
+        self._streams: set[asyncio.Task[Any]] = set()
+
+    def __mapping__(self) -> dict[str, Handler]:
+        """Return the handlers; the three streams bypass the generated per-message classes."""
+        handlers: dict[str, Handler] = dict(super().__mapping__())
+        for name, serve in (
+            ("Insert", self._service.insert),
+            ("Sample", self._service.sample),
+            ("Update", self._service.update),
+        ):
+            path = f"/{SERVICE}/{name}"
+            handlers[path] = handlers[path]._replace(func=self._streaming(serve))
+        return handlers
+
+    def _streaming(self, serve: Callable[[Duplex], Awaitable[None]]) -> Callable[[Stream[Any, Any]], Awaitable[None]]:
+        async def handle(stream: Stream[Any, Any]) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            self._streams.add(task)
+            try:
+                with errors_as_status():
+                    self._refuse_when_closing()
+                    try:
+                        await serve(GrpcServerDuplex(stream))
+                    except asyncio.CancelledError:
+                        if self._closing and task.uncancel() == 0:
+                            self._refuse_when_closing()  # `close` ended the stream: its client shall know why.
+                        raise
+            finally:
+                self._streams.discard(task)
+
+        return handle
+
+    def _refuse_when_closing(self) -> None:
+        if self._closing:
+            raise TableClosed("the server is stopping")
+
+    async def close(self) -> None:
+        """End all streams with `TableClosed` and refuse new ones."""
+        self._closing = True
+        for task in self._streams:
+            task.cancel()
+        if self._streams:
+            await asyncio.wait(self._streams, timeout=_FAREWELL_S)
+
+    async def hello(self, message: HelloRequest) -> HelloResponse:
+        """Introduce client and server to each other."""
+        with errors_as_status():
+            self._refuse_when_closing()
+            hello = self._service.hello(message.protocol_version)
+            return HelloResponse(
+                protocol_version=hello.protocol_version,
+                features=list(hello.features),
+                server_epoch=hello.server_epoch,
+                key_block=hello.key_block,
+                max_message_bytes=hello.max_message_bytes,
+            )
+
+    async def mutate_priorities(self, message: MutatePrioritiesRequest) -> MutatePrioritiesResponse:
+        """Set priorities, then delete."""
+        with errors_as_status():
+            result = self._service.mutate_priorities(
+                message.table, message.update_keys, message.update_priorities, message.delete_keys
+            )
+            return MutatePrioritiesResponse(updated=result.updated, deleted=result.deleted, unknown=result.unknown)
+
+    async def reset(self, message: ResetRequest) -> ResetResponse:
+        """Empty a table."""
+        with errors_as_status():
+            self._service.reset(message.table)
+            return ResetResponse()
+
+    async def server_info(self, message: ServerInfoRequest) -> ServerInfoResponse:
+        """Describe all tables."""
+        with errors_as_status():
+            return ServerInfoResponse(tables=[table_info_to_proto(info) for info in self._service.server_info()])
+
+    async def checkpoint(self, message: CheckpointRequest) -> CheckpointResponse:
+        """Write a checkpoint."""
+        with errors_as_status():
+            return CheckpointResponse(path=self._service.checkpoint())
+
+
+class HealthHandlers(HealthBase):
+    """gRPC's health service: SERVING from start to close, for the server as a whole and for its service."""
+
+    def __init__(self) -> None:
+        self._serving = asyncio.Event()
+        self._serving.set()
+        self._stopped = asyncio.Event()
+
+    def close(self) -> None:
+        """Tell everybody that the server is stopping."""
+        self._serving.clear()
+        self._stopped.set()
+
+    def _status(self, service: str) -> HealthCheckResponse:
+        statuses = HealthCheckResponseServingStatus
+        if service not in ("", SERVICE):
+            return HealthCheckResponse(status=statuses.SERVICE_UNKNOWN)
+        return HealthCheckResponse(status=statuses.SERVING if self._serving.is_set() else statuses.NOT_SERVING)
+
+    async def check(self, message: HealthCheckRequest) -> HealthCheckResponse:
+        """Answer once."""
+        return self._status(message.service)
+
+    async def watch(self, message: HealthCheckRequest) -> AsyncIterator[HealthCheckResponse]:
+        """Answer now and when it changes."""
+        yield self._status(message.service)
+        await self._stopped.wait()
+        yield self._status(message.service)

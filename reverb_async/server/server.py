@@ -1,0 +1,238 @@
+"""Server: hosts tables on TCP, a Unix socket and for clients in its own process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import logging
+import os
+import socket
+import stat
+from collections.abc import Sequence
+from types import TracebackType
+
+from reverb_async.client.client import Client
+from reverb_async.errors import Closed, InvalidArgument
+from reverb_async.inprocess import InProcessTransport
+from reverb_async.replay import Replay
+from reverb_async.server.rpc import HealthHandlers, ReplayHandlers
+from reverb_async.service.service import ReplayService
+from reverb_async.table import Table
+from reverb_async.wire.http2 import MAX_MESSAGE_BYTES, ReplayServer, WindowBudget
+
+logger = logging.getLogger("reverb_async")
+
+RECEIVE_BUDGET_BYTES = 256 << 20
+"""What all insert streams together may have received and the server not yet worked off."""
+
+_TICK_S = 1.0
+
+
+class Server:
+    """Hosts tables.
+
+    Args:
+        tables: at least one; names are distinct.
+        host: address to listen on; anything but the loopback needs `insecure`.
+        port: 0 picks a free one (see `Server.port`); None: no TCP.
+        unix_path: path of a Unix socket to listen on as well.
+        insecure: accept connections from other machines although nothing is encrypted and nobody is asked who they are.
+
+    Raises:
+        InvalidArgument: no tables, duplicate names, or a host that needs `insecure`.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[Table],
+        *,
+        host: str = "127.0.0.1",
+        port: int | None = 0,
+        unix_path: str | os.PathLike[str] | None = None,
+        insecure: bool = False,
+    ) -> None:
+        self._replay = Replay(tables)
+        self._service = ReplayService(self._replay, MAX_MESSAGE_BYTES)
+        self._host = host
+        self._port = port
+        self._unix_path = None if unix_path is None else os.fspath(unix_path)
+        if port is not None and not insecure and not _is_loopback(host):
+            raise InvalidArgument(
+                f"host={host!r} can be reached from other machines, and nothing is encrypted yet: "
+                f"use host='127.0.0.1', or insecure=True if everybody on that network may read and change the tables"
+            )
+        if port is not None and (isinstance(port, bool) or not isinstance(port, int) or not 0 <= port < 65536):
+            raise InvalidArgument(f"port must be an int from 0 (any free one) to 65535, or None, got {port!r}")
+        self._listening: list[ReplayServer] = []
+        self._handlers: ReplayHandlers | None = None
+        self._health: HealthHandlers | None = None
+        self._clients: list[Client] = []
+        self._transports: list[InProcessTransport] = []
+        self._stopped: asyncio.Event | None = None
+        self._closed = False
+        self._tick: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> Server:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def start(self) -> None:
+        """Listen. A server starts once.
+
+        Raises:
+            InvalidArgument: the port or the path is taken, or cannot be used.
+            Closed: it was started or closed before.
+        """
+        if self._stopped is not None or self._closed:
+            raise Closed("this server was started before: make a new one")
+        self._stopped = asyncio.Event()
+        for table in self.tables.values():
+            table.open()
+        self._handlers = ReplayHandlers(self._service)
+        self._health = HealthHandlers()
+        budget = WindowBudget(RECEIVE_BUDGET_BYTES)
+        try:
+            if self._port is not None:
+                server = ReplayServer([self._handlers, self._health], window_budget=budget)
+                await _listen(server, self._host, self._port)
+                self._listening.append(server)
+                self._port = server.sockets[0].getsockname()[1]
+            if self._unix_path is not None:
+                server = ReplayServer([self._handlers, self._health], window_budget=budget)
+                await _listen_unix(server, self._unix_path)
+                self._listening.append(server)
+        except BaseException:
+            await self.close()
+            raise
+        self._look_after(asyncio.get_running_loop().time())
+
+    async def wait(self) -> None:
+        """Wait until the server is closed."""
+        if self._stopped is None:
+            raise Closed("the server is not running: `await server.start()` first, or use `async with`")
+        await self._stopped.wait()
+
+    async def close(self) -> None:
+        """Stop: waiting calls get `TableClosed`, connections end. Idempotent; takes at most a few seconds."""
+        if self._closed:
+            if self._stopped is not None:
+                await self._stopped.wait()
+            return
+        self._closed = True
+        if self._tick is not None:
+            self._tick.cancel()
+        for server in self._listening:
+            server.stop_accepting()
+        self._service.closing = True
+        self._replay.close()
+        try:
+            for client in self._clients:
+                await client.close()
+            for transport in self._transports:
+                await transport.close()
+            if self._health is not None:
+                self._health.close()
+            if self._handlers is not None:
+                await self._handlers.close()
+        finally:
+            for server in self._listening:
+                server.close()
+            for server in self._listening:
+                await server.wait_closed()
+            if self._unix_path is not None and len(self._listening) == 1 + (self._port is not None):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._unix_path)
+            if self._stopped is not None:
+                self._stopped.set()
+
+    def client(self) -> Client:
+        """Return a client in this process: the same calls and waits, no bytes on a wire. Closed with the server."""
+        if self._stopped is None or self._closed:
+            raise Closed("the server is not running: `await server.start()` first, or use `async with`")
+        transport = InProcessTransport(self._service, f"in-process ({self.address})")
+        client = Client._over(transport)
+        self._transports.append(transport)
+        self._clients.append(client)
+        return client
+
+    @property
+    def tables(self) -> dict[str, Table]:
+        """The tables, by name."""
+        return dict(self._replay.tables)
+
+    @property
+    def port(self) -> int | None:
+        """The TCP port; with ``port=0`` the real one once the server has started."""
+        return self._port
+
+    @property
+    def address(self) -> str:
+        """What to give to `Client`: ``host:port``, or ``unix:///path`` when there is no TCP."""
+        if self._port is not None:
+            return f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
+        return "no address" if self._unix_path is None else f"unix://{os.path.abspath(self._unix_path)}"
+
+    @property
+    def unix_address(self) -> str | None:
+        """The Unix socket as an address for `Client`."""
+        return None if self._unix_path is None else f"unix://{os.path.abspath(self._unix_path)}"
+
+    def _look_after(self, expected: float) -> None:
+        """Once a second: return freed memory; log if something blocked the event loop, for then all clients waited."""
+        loop = asyncio.get_running_loop()
+        late = loop.time() - expected
+        if late > _TICK_S:
+            logger.warning("the server's event loop was blocked for %.1f s; every client waited for it", late)
+        self._replay.storage.trim()
+        self._tick = loop.call_later(_TICK_S, self._look_after, loop.time() + _TICK_S)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+async def _listen(server: ReplayServer, host: str, port: int) -> None:
+    try:
+        await server.start(host, port)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise InvalidArgument(
+                f"port {port} of {host} is taken by another process: stop that one, choose another port, "
+                f"or let port=0 pick a free one"
+            ) from error
+        raise InvalidArgument(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+
+
+async def _listen_unix(server: ReplayServer, path: str) -> None:
+    _make_way(path)
+    try:
+        await server.start(path=path)
+    except OSError as error:
+        raise InvalidArgument(f"cannot listen on {path}: {error.strerror or error}") from error
+
+
+def _make_way(path: str) -> None:
+    """Remove the socket file that a killed server left behind; refuse anything else in its place."""
+    if not hasattr(socket, "AF_UNIX"):
+        raise InvalidArgument("this platform has no Unix sockets: use TCP")
+    if not os.path.exists(path):
+        return
+    if not stat.S_ISSOCK(os.stat(path).st_mode):
+        raise InvalidArgument(f"{path} exists and is not a socket: choose another path")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        if probe.connect_ex(path) == 0:
+            raise InvalidArgument(f"another server listens on {path}: stop it, or choose another path")
+    os.unlink(path)

@@ -1,0 +1,40 @@
+"""The conformance suite over every way there is to a server."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import asynccontextmanager
+
+import pytest
+
+import reverb_async as ra
+from reverb_async.testing import ConformanceSuite
+
+
+class TestTcp(ConformanceSuite):
+    @asynccontextmanager
+    async def serving(self, tables):
+        async with ra.Server(tables) as server, ra.Client(server.address) as client:
+            assert client.transport == "tcp"
+            yield server, client
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no Unix sockets")
+class TestUnixSocket(ConformanceSuite):
+    @pytest.fixture(autouse=True)
+    def _in_directory(self, tmp_path):
+        self.path = tmp_path / "replay.sock"
+
+    @asynccontextmanager
+    async def serving(self, tables):
+        async with ra.Server(tables, port=None, unix_path=self.path) as server, ra.Client(server.address) as client:
+            assert client.transport == "unix"
+            yield server, client
+
+
+class TestInProcess(ConformanceSuite):
+    @asynccontextmanager
+    async def serving(self, tables):
+        async with ra.Server(tables, port=None) as server, server.client() as client:
+            assert client.transport == "in-process"
+            yield server, client
