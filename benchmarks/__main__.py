@@ -6,6 +6,8 @@ import argparse
 import asyncio
 import sys
 
+import uvloop
+
 from benchmarks.harness import ROUND_S, ROUNDS, Result, run, run_client
 from benchmarks.subjects import SUBJECTS
 
@@ -46,7 +48,8 @@ def main() -> int:
         parser.error(f"no subject {unknown[0]!r}; there are: {', '.join(SUBJECTS)}")
     if options.client:
         client = run_client(SUBJECTS[names[0]], options.client, options.server_pid, options.rounds, options.seconds)
-        asyncio.run(client)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(client)
         return 0
     results = []
     for name in names:

@@ -176,7 +176,8 @@ async def repeat(seconds: float, step: Callable[[], Awaitable[int]], *, parallel
     async def one_after_the_other() -> None:
         nonlocal total
         while time.perf_counter() < deadline:
-            total += await step()
+            items = await step()
+            total += items
 
     async with asyncio.TaskGroup() as tasks:
         for _ in range(parallel):

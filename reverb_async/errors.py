@@ -18,7 +18,8 @@
     ├── PermissionDenied (PermissionError)
     └── CheckpointError (RuntimeError)
 
-Errors cross process boundaries as plain maps (`to_map`, `from_map`); how they become gRPC statuses is `wire.status`'s business.
+Errors cross process boundaries as plain maps (`to_map`, `from_map`); how they become gRPC statuses is `wire.status`'s
+business.
 """
 
 from __future__ import annotations

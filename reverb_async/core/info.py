@@ -62,12 +62,12 @@ class TableInfo:
         num_unique_samples: items that have been sampled at least once.
         num_deletes: items removed, by whatever means, since the last reset.
         stored_bytes: bytes of the items' data, overlaps counted for every item.
-        stored_rows: rows the items show, overlaps counted for every item.
+        stored_rows: rows in the server's stores, each counted once; its tables share them.
         waiters: who waits for the table.
         inserts_per_second: mean over the last few seconds.
         samples_per_second: mean over the last few seconds.
         oldest_item_age: seconds since the oldest item was inserted; 0 when the table is empty.
-        newest_item_age: seconds since the newest item was inserted; 0 when the table is empty.
+        newest_item_age: seconds since the last insert; 0 when the table is empty.
     """
 
     name: str

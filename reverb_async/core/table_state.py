@@ -458,6 +458,15 @@ class TableState:
         """Return the slots of `keys`, int64 ``[n]``; -1 where the table has no such item."""
         return self._index.find(keys)
 
+    def oldest_inserted_at(self) -> float | None:
+        """Return when the oldest item was inserted, None without items; O(items) unless a selector knows the order."""
+        if not self.size:
+            return None
+        for kind, state in ((self._remover_kind, self._remover), (self._sampler_kind, self._sampler)):
+            if isinstance(kind, Fifo):
+                return float(self.slots.inserted_at[state.first(1)[0]])
+        return float(self.slots.inserted_at[self.live_slots()].min())
+
     def live_slots(self) -> Rows:
         """Return the slots of all items, int64 ``[size]``; O(`max_size`)."""
         return np.flatnonzero(self.slots.state[: self.slots.high_water] == LIVE)

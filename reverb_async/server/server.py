@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import ipaddress
 import logging
 import os
 import socket
@@ -15,6 +14,7 @@ from types import TracebackType
 
 from reverb_async.client.client import Client
 from reverb_async.errors import Closed, InvalidArgument
+from reverb_async.hosts import is_loopback
 from reverb_async.inprocess import InProcessTransport
 from reverb_async.replay import Replay
 from reverb_async.server.rpc import HealthHandlers, ReplayHandlers
@@ -58,7 +58,7 @@ class Server:
         self._host = host
         self._port = port
         self._unix_path = None if unix_path is None else os.fspath(unix_path)
-        if port is not None and not insecure and not _is_loopback(host):
+        if port is not None and not insecure and not is_loopback(host):
             raise InvalidArgument(
                 f"host={host!r} can be reached from other machines, and nothing is encrypted yet: "
                 f"use host='127.0.0.1', or insecure=True if everybody on that network may read and change the tables"
@@ -192,15 +192,6 @@ class Server:
             logger.warning("the server's event loop was blocked for %.1f s; every client waited for it", late)
         self._replay.storage.trim()
         self._tick = loop.call_later(_TICK_S, self._look_after, loop.time() + _TICK_S)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 async def _listen(server: ReplayServer, host: str, port: int) -> None:

@@ -10,17 +10,25 @@ from reverb_async.core import rate_limiters, selectors
 from reverb_async.errors import InvalidArgument
 
 
+MAX_SIZE = 2**29
+"""Items a table can hold: slots are numbered with 32 bits, and some are spare."""
+
+
 def check_definition(config: dict[str, Any]) -> None:
     """Refuse a table definition that cannot work."""
     name = config["name"]
     if not isinstance(name, str) or not name:
         raise InvalidArgument(f"a table's name must be a non-empty str, got {name!r}")
-    for field, least in (("max_size", 1), ("max_times_sampled", 0), ("max_bytes", 1)):
+    for field, least, most in (
+        ("max_size", 1, MAX_SIZE),
+        ("max_times_sampled", 0, 2**31 - 1),
+        ("max_bytes", 1, 2**63 - 1),
+    ):
         value = config[field]
         if value is None and field == "max_bytes":
             continue
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise InvalidArgument(f"table {name!r}: {field} must be an int >= {least}, got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
+            raise InvalidArgument(f"table {name!r}: {field} must be an int from {least} to {most}, got {value!r}")
     for field in ("sampler", "remover"):
         if not isinstance(config[field], selectors.Selector):
             raise InvalidArgument(

@@ -90,6 +90,7 @@ class Table:
                 f"table {name!r}: max_size={max_size} needs more address space than this machine gives: "
                 f"use a smaller one"
             ) from None
+        self._last_insert = 0.0
         self.inserted = RateMeter()
         self.sampled = RateMeter()
         self.num_writers = 0
@@ -205,7 +206,8 @@ class Table:
 
     def insert_now(self, block: ItemBlock) -> None:
         """Insert a block that was checked and admitted; see `RowInsertion` for those that may have to wait."""
-        self.state.insert(block, time.time())
+        self._last_insert = time.time()
+        self.state.insert(block, self._last_insert)
         self.inserted.count(len(block))
         if self.state.limiter.can_sample(1):
             self._samplers.wake()
@@ -338,7 +340,7 @@ class Table:
 
     @property
     def info(self) -> TableInfo:
-        """What there is to know about the table now. O(items) only for the ages of the oldest and newest item."""
+        """What there is to know about the table now. O(items) for the oldest one's age if neither selector is `Fifo`."""
         state, limiter = self.state, self.state.limiter
         waiters = []
         if len(self.inserters):
@@ -359,7 +361,7 @@ class Table:
                     count=len(self._samplers),
                 )
             )
-        oldest, newest = self._ages()
+        oldest, now = state.oldest_inserted_at(), time.time()
         return TableInfo(
             name=self.name,
             sampler_options=self._config["sampler"].options(),
@@ -385,14 +387,6 @@ class Table:
             waiters=tuple(waiters),
             inserts_per_second=self.inserted.per_second(),
             samples_per_second=self.sampled.per_second(),
-            oldest_item_age=oldest,
-            newest_item_age=newest,
+            oldest_item_age=0.0 if oldest is None else now - oldest,
+            newest_item_age=0.0 if oldest is None else now - self._last_insert,
         )
-
-    def _ages(self) -> tuple[float, float]:
-        slots = self.state.live_slots()
-        if not len(slots):
-            return 0.0, 0.0
-        now = time.time()
-        inserted_at = self.state.slots.inserted_at[slots]
-        return now - float(inserted_at.min()), now - float(inserted_at.max())

@@ -1,0 +1,168 @@
+"""What the server program serves: addresses and tables, read from a TOML file and the command line."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reverb_async.config.choices import Settings, expand, overlay
+from reverb_async.config.settings import Setting, check_keys, parse_flag, shown, table_place, to_toml
+from reverb_async.config.tables import TableConfig, read_table
+from reverb_async.errors import InvalidArgument
+from reverb_async.hosts import is_loopback
+from reverb_async.table import Table
+
+DEFAULT_PORT = 8000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """Where the server listens; ``[server]`` of the TOML file.
+
+    Attributes:
+        host: address to listen on.
+        port: 0 is any free one; None (in TOML ``"none"``) is no TCP.
+        unix: path of a Unix socket to listen on as well.
+        insecure: whether the host may be another than the loopback.
+    """
+
+    host: str = "127.0.0.1"
+    port: int | None = DEFAULT_PORT
+    unix: str | None = None
+    insecure: bool = False
+
+    def to_toml(self) -> str:
+        """Return the ``[server]`` section."""
+        lines = ["[server]", f"host = {to_toml(self.host)}"]
+        lines.append(f"port = {to_toml('none' if self.port is None else self.port)}")
+        lines.append("# unix: not set" if self.unix is None else f"unix = {to_toml(self.unix)}")
+        lines.append(f"insecure = {to_toml(self.insecure)}")
+        return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything the server program is told."""
+
+    server: ServerConfig
+    tables: tuple[TableConfig, ...]
+
+    def build_tables(self) -> list[Table]:
+        """Make the tables.
+
+        Raises:
+            InvalidArgument: one is too large for this machine.
+        """
+        return [table.build() for table in self.tables]
+
+    def to_toml(self) -> str:
+        """Return the whole configuration, defaults included, as a file that `load` reads back."""
+        return "\n".join([self.server.to_toml(), *(table.to_toml() for table in self.tables)])
+
+
+def load(
+    path: Path | None = None, table_flags: Sequence[str] = (), server_flags: Mapping[str, object] | None = None
+) -> Config:
+    """Read and check a configuration.
+
+    Args:
+        path: a TOML file.
+        table_flags: what ``--table`` was given: changes to tables of the file, or further tables.
+        server_flags: `host`, `port`, `unix` and `insecure` from the command line; they override the file.
+
+    Returns:
+        The configuration; with the one table "replay" if neither names any.
+
+    Raises:
+        InvalidArgument: naming file, table, key, value and what would work.
+    """
+    document: Mapping[str, object] = {} if path is None else _read_toml(path)
+    check_keys(document, ("server", "table"), f"{path}: ")
+    section = document.get("server", {})
+    if not isinstance(section, Mapping):
+        raise InvalidArgument(f"{path}: server must be a section that begins with [server], got {shown(section)}")
+    check_keys(section, _SERVER_READERS, f"{path}: [server], ")
+    settings = {key: Setting(value, f'{path}: [server], key "{key}"') for key, value in section.items()}
+    settings |= {key: Setting(value, f"--{key}") for key, value in (server_flags or {}).items()}
+    server = _read_server(settings)
+
+    tables = {} if path is None else _file_tables(document.get("table", []), str(path))
+    changed = set()
+    for flag in table_flags:
+        name, entry = parse_flag(flag)
+        place = table_place("--table", name)
+        if name in changed:
+            raise InvalidArgument(f"{place}given twice: put everything into one --table {name}:...")
+        if "name" in entry:
+            raise InvalidArgument(f'{place}key "name": the name stands before the colon, drop the key')
+        changed.add(name)
+        _, so_far = tables.get(name, ("", {}))
+        tables[name] = place, overlay(so_far, expand(entry, place))
+    if not tables:
+        return Config(server=server, tables=(TableConfig(name="replay"),))
+    return Config(
+        server=server, tables=tuple(read_table(name, settings, place) for name, (place, settings) in tables.items())
+    )
+
+
+def _read_toml(path: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidArgument(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(f"{path}: is not UTF-8 text, see byte {error.start}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidArgument(f"{path}: is not TOML: {error}") from error
+
+
+def _file_tables(entries: object, file: str) -> dict[str, tuple[str, Settings]]:
+    """Return place and settings of each ``[[table]]``, by name."""
+    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+        raise InvalidArgument(
+            f'{file}: each table begins with a line [[table]], with two brackets, and has name = "..." below it'
+        )
+    tables: dict[str, tuple[str, Settings]] = {}
+    for number, entry in enumerate(entries, 1):
+        if "name" not in entry:
+            raise InvalidArgument(f'{file}: [[table]] number {number} has no name: add name = "replay"')
+        name = Setting(entry["name"], f'{file}: [[table]] number {number}, key "name"').text()
+        place = table_place(file, name)
+        if name in tables:
+            raise InvalidArgument(f"{place}given twice: names must be distinct")
+        rest = {key: value for key, value in entry.items() if key != "name"}
+        tables[name] = place, overlay({}, expand(rest, place))
+    return tables
+
+
+def _read_server(settings: Mapping[str, Setting]) -> ServerConfig:
+    fields: dict[str, Any] = {key: _SERVER_READERS[key](setting) for key, setting in settings.items()}
+    server = ServerConfig(**fields)
+    if server.port is None and server.unix is None:
+        raise settings["port"].refuse("without TCP there must be a Unix socket: add a path as `unix` (--unix PATH)")
+    if server.port is not None and not server.insecure and not is_loopback(server.host):
+        raise settings["host"].refuse(
+            f"{shown(server.host)} can be reached from other machines, and nothing is encrypted yet: use 127.0.0.1, "
+            f"or `insecure = true` (--insecure) if everybody on that network may read and change the tables"
+        )
+    return server
+
+
+def _read_port(setting: Setting) -> int | None:
+    if setting.value == "none":
+        return None
+    try:
+        return setting.integer(0, 65535)
+    except InvalidArgument as error:
+        raise InvalidArgument(f'{error}; 0 is any free one, "none" is no TCP') from None
+
+
+_SERVER_READERS: dict[str, Callable[[Setting], Any]] = {
+    "host": Setting.text,
+    "port": _read_port,
+    "unix": Setting.text,
+    "insecure": Setting.boolean,
+}
