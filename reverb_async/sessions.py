@@ -33,14 +33,18 @@ class Session:
         applied_through: every item up to this sequence number is settled: inserted, or refused for good.
         refusals: recent refusals, to be told again after a reconnect.
         stream: the stream it is open on.
+        left_at: when its last stream ended, on the monotonic clock.
+        openings: streams that are waiting to have it.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, identity: bytes, number: int) -> None:
+        self.identity = identity
         self.number = number
         self.applied_through = 0
         self.refusals: list[Refusal] = []
         self.stream: SessionStream | None = None
         self.left_at = 0.0
+        self.openings = 0
         self._beyond: dict[int, int] = {}
 
     def settle(self, seq: int, count: int) -> None:
@@ -71,7 +75,9 @@ class Sessions:
     """All sessions of a server."""
 
     def __init__(self) -> None:
-        self._sessions: OrderedDict[bytes, Session] = OrderedDict()
+        self._sessions: dict[bytes, Session] = {}
+        self._left: OrderedDict[bytes, Session] = OrderedDict()
+        """Those without a stream, in the order in which they lost it."""
         self._number = 0
 
     def __len__(self) -> int:
@@ -80,13 +86,17 @@ class Sessions:
     async def attach(self, identity: bytes, stream: SessionStream) -> Session:
         """Return the session of this identity, open on `stream`; ends the stream it was open on before."""
         session = self._sessions.get(identity)
-        while session is not None and session.stream is not None:
-            await session.stream.withdraw()
         if session is None:
             self._number += 1
-            session = self._sessions[identity] = Session(self._number)
-        session.stream = stream
-        self._sessions.move_to_end(identity)
+            session = self._sessions[identity] = Session(identity, self._number)
+        session.openings += 1
+        try:
+            while session.stream is not None:
+                await session.stream.withdraw()
+            session.stream = stream
+        finally:
+            session.openings -= 1
+            self._sort(session)
         self._forget()
         return session
 
@@ -94,9 +104,17 @@ class Sessions:
         """Note that the session's stream has ended."""
         session.stream = None
         session.left_at = time.monotonic()
+        self._sort(session)
+
+    def _sort(self, session: Session) -> None:
+        self._left.pop(session.identity, None)
+        if session.stream is None and not session.openings:
+            self._left[session.identity] = session
 
     def _forget(self) -> None:
         horizon = time.monotonic() - MAX_AGE_S
-        for identity, session in list(self._sessions.items())[:16]:
-            if session.stream is None and (session.left_at < horizon or len(self._sessions) > MAX_SESSIONS):
-                del self._sessions[identity]
+        while self._left:
+            identity, session = next(iter(self._left.items()))
+            if session.left_at >= horizon and len(self._sessions) <= MAX_SESSIONS:
+                return
+            del self._left[identity], self._sessions[identity]

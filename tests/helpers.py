@@ -155,5 +155,6 @@ class Clock:
         monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: self.now)
 
     async def advance(self, seconds: float) -> None:
+        await settle()
         self.now += seconds
         await settle()

@@ -44,7 +44,9 @@ class BatchColumns:
         if not counts:
             raise InvalidArgument("the batch has no columns; pass a nest of arrays [B, ...]")
         if len(counts) > 1:
-            sizes = ", ".join(f"{path}: {len(one)}" for path, one in zip(self.structure.paths, self.columns, strict=True))
+            sizes = ", ".join(
+                f"{path}: {len(one)}" for path, one in zip(self.structure.paths, self.columns, strict=True)
+            )
             raise InvalidArgument(f"all columns of a batch need the same number of rows, got {sizes}")
         (self.count,) = counts
         if not self.count:
@@ -70,7 +72,9 @@ class BatchColumns:
                     f"insert() takes a single row"
                 )
             self.columns.append(np.array(array, order="C"))
-            self.specs.append(leaf_spec(array[:1].reshape(array.shape[1:])) if len(array) else ArraySpec((), array.dtype))
+            self.specs.append(
+                leaf_spec(array[:1].reshape(array.shape[1:])) if len(array) else ArraySpec((), array.dtype)
+            )
 
     def fit_texts(self, wanted: Sequence[ArraySpec | None]) -> None:
         """Make arrays of fixed-width text Python text where the signature wants that."""

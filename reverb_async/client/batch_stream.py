@@ -18,7 +18,7 @@ from reverb_async.core.selectors import Selector, from_options
 from reverb_async.errors import Closed, DeadlineExceeded, InvalidArgument, ReplayError, Unavailable, from_map
 from reverb_async.protocol.message import Message
 from reverb_async.protocol.sampling import SampledBatch, SampleRequest, SampleResponseReader, Subscription
-from reverb_async.waiting import FIRST_WARNING_S
+from reverb_async.waiting import FIRST_WARNING_S, reported
 
 logger = logging.getLogger("reverb_async")
 
@@ -79,6 +79,7 @@ class BatchStream(Conversation):
         self._selector: Selector | None = None
         self._priorities = QueuedPriorities()
         self._room = asyncio.Event()
+        self._failure: ReplayError | None = None
         # The caller who waits.
         self._waiter: asyncio.Future[ReplayError | None] | None = None
         self._timeout: float | None = None
@@ -119,7 +120,7 @@ class BatchStream(Conversation):
                 f"{self.name}: another task waits for this iterator's next element; give each its own"
             )
         if self._broken is not None:
-            raise self._broken
+            raise self._broken.with_traceback(None)
         self.start()
         self._loop = asyncio.get_running_loop()
         self._ask(max(1, self._prefetch))
@@ -149,19 +150,28 @@ class BatchStream(Conversation):
 
         Raises:
             InvalidArgument: the table's sampler does not take one of them.
+            Unavailable: they had to wait, and the server could not be reached.
         """
         if self._selector is not None:
             self._selector.check_priorities(priorities)
-        while self._priorities.num_unsent >= MAX_QUEUED_KEYS and not self._is_over:
-            self.start()
-            self._room.clear()
-            await self._room.wait()
+        if self._priorities.num_unsent >= MAX_QUEUED_KEYS:
+            with reported(lambda: f"{self.name}: {self._priorities.num_unsent} priority updates are not sent yet"):
+                await self._wait_for_room()
         if self._is_over:
             await self._updates.of(self.table).update(keys, priorities)
             return
         self._priorities.add(keys, priorities)
         self.start()
         self.poke()
+
+    async def _wait_for_room(self) -> None:
+        self._failure = None
+        while self._priorities.num_unsent >= MAX_QUEUED_KEYS and not self._is_over:
+            self.start()
+            self._room.clear()
+            await self._room.wait()
+            if self._failure is not None:
+                raise self._failure
 
     async def leave(self, limit: float = LEAVE_S) -> None:
         """End the stream: acknowledge what was delivered, send what is queued, hand back the rest.
@@ -353,5 +363,6 @@ class BatchStream(Conversation):
             self._priorities.clear()  # Worked off: the server ended the stream after it had read everything.
         if error is not None and not isinstance(error, Unavailable | Closed):
             self._broken = error
+        self._failure = error
         self._wake(error or Closed(f"{self.name}: this iterator was closed"))
         self._room.set()

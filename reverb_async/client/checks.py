@@ -1,4 +1,4 @@
-"""What a client checks before it sends items to a table: the server would refuse them too, but later and less clearly."""
+"""What a client checks before it sends items to a table: the server would refuse them too, later and less clearly."""
 
 from __future__ import annotations
 
@@ -54,7 +54,10 @@ class Target:
         if value is None or isinstance(value, int | float | str):
             return np.full(count, self.priority(value))
         try:
-            array = np.array(value, np.float64)
+            array = np.array(value)
+            if array.dtype.kind not in "biuf":
+                raise TypeError
+            array = array.astype(np.float64, copy=False)
         except (TypeError, ValueError):
             raise InvalidArgument(
                 f"table {self.name!r}: priorities are a number, {count} numbers or None, got {value!r:.60}"
@@ -63,7 +66,8 @@ class Target:
             return np.full(count, self.priority(array.item()))
         if array.shape != (count,):
             raise InvalidArgument(
-                f"table {self.name!r}: a batch of {count} rows needs one priority, or {count}, got shape {list(array.shape)}"
+                f"table {self.name!r}: a batch of {count} rows needs one priority, or {count}, "
+                f"got shape {list(array.shape)}"
             )
         wrong = ~np.isfinite(array)
         if self.is_prioritized:
@@ -112,3 +116,16 @@ def check_timeout(timeout: float | None) -> None:
     """Refuse what is no number of seconds."""
     if timeout is not None and (isinstance(timeout, bool | str) or not timeout >= 0):
         raise InvalidArgument(f"timeout is seconds >= 0, or None to wait as long as it takes, got {timeout!r}")
+
+
+def positive(value: int, what: str) -> int:
+    """Return an int; refuse what is none, or below 1."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise InvalidArgument(f"{what} must be an int >= 1, got {value!r:.60}")
+    return int(value)
+
+
+def check_chunk_length(length: int | None, keep: int) -> None:
+    """Refuse what Reverb would refuse; nothing depends on it here."""
+    if length is not None and positive(length, "the chunk length") > keep:
+        raise InvalidArgument(f"the chunk length must not exceed num_keep_alive_refs={keep}, got {length}")

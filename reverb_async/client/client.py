@@ -342,7 +342,7 @@ class Client:
         check_timeout(timeout)
         connector = self._use().connector
         async with time_limit(timeout, connector, "asking for server_info"):
-            return dict(await connector.tables(refresh=True))
+            return dict(await connector.describe())
 
     async def checkpoint(self, *, timeout: float | None = None) -> str:
         """Have the server write a checkpoint; return its path there.

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from reverb_async.client.outgoing import stack_rows
 from reverb_async.core.leaf import Leaf
 from reverb_async.core.nest import Path
-from reverb_async.core.spec import ArraySpec, as_leaf, leaf_spec
+from reverb_async.core.spec import ArraySpec, as_leaf, dtype_name, leaf_spec
 from reverb_async.errors import ExpiredReference, InvalidArgument
 from reverb_async.protocol.inserting import Column
 
 Loosen = Callable[[Path, ArraySpec, tuple[int, ...]], ArraySpec | None]
-"""Whether tables let a column's extents differ: path, its spec, the shape of a value that does not fit -> its new spec."""
+"""Whether tables let extents differ: a column's path and spec, the shape of a value that does not fit -> a spec."""
 
 _SLACK_BYTES = 1 << 20
 _MAX_RANK = 8
@@ -46,8 +46,8 @@ class Clock:
 class ColumnBuffer:
     """The last steps of one column.
 
-    A row, once it is visible, is never written again: making room copies what is kept into a new array, so slices handed to a
-    stream stay as they are.
+    A row, once it is visible, is never written again: making room copies what is kept into a new array, so slices
+    handed to a stream stay as they are.
 
     Attributes:
         path: its name.
@@ -61,9 +61,21 @@ class ColumnBuffer:
     """
 
     __slots__ = (
-        "_array", "_base", "_capacity", "_dtype", "_expired_before", "_leaves", "_present", "_scalar", "_shape", "clock", "index", "keep",
-        "path", "spec",
-    )  # fmt: skip
+        "_array",
+        "_base",
+        "_capacity",
+        "_dtype",
+        "_expired_before",
+        "_leaves",
+        "_present",
+        "_scalar",
+        "_shape",
+        "clock",
+        "index",
+        "keep",
+        "path",
+        "spec",
+    )
 
     def __init__(self, path: Path, index: int, clock: Clock, keep: int, spec: ArraySpec, first: int) -> None:
         self.path = path
@@ -131,16 +143,16 @@ class ColumnBuffer:
         got = leaf_spec(leaf)
         if got.dtype != self._dtype:
             raise InvalidArgument(
-                f"column {self.path} is {self.spec}, got {got}; "
-                f"a column keeps the dtype of its first value: convert with np.asarray(x, np.dtype({str(self._dtype)!r}))"
+                f"column {self.path} is {self.spec}, got {got}; a column keeps the dtype of its first value: "
+                f"convert with np.asarray(x, np.dtype({dtype_name(self._dtype)!r}))"
             )
-        shape = got.fixed_shape if not got.dtype.itemsize == 0 else ()
+        shape = got.fixed_shape if got.dtype.itemsize else ()
         if not self.spec.admits(shape):
             loosened = loosen(self.path, self.spec, shape)
             if loosened is None:
                 raise InvalidArgument(
-                    f"column {self.path} is {self.spec}, got {got}; a column keeps the shape of its first value, unless the "
-                    f"table's signature has None there (known inside `async with`)"
+                    f"column {self.path} is {self.spec}, got {got}; a column keeps the shape of its first value, "
+                    f"unless the table's signature has None there (known inside `async with`)"
                 )
             self.loosen(loosened)
         return leaf
@@ -199,7 +211,8 @@ class ColumnBuffer:
         if start + count > self._capacity or self._present.find(0, start, start + count) >= 0:
             missing = next(step for step in range(first, first + count) if not self._has(step))
             raise InvalidArgument(
-                f"column {self.path} has no value at step {missing - clock.origin} of the history; select steps that have one"
+                f"column {self.path} has no value at step {missing - clock.origin} of the history; "
+                f"select steps that have one"
             )
 
     def _has(self, step: int) -> bool:
@@ -209,17 +222,21 @@ class ColumnBuffer:
     def _expired(self, first: int) -> ExpiredReference:
         clock = self.clock
         if first < clock.origin:
-            return ExpiredReference(f"column {self.path}: these steps were cleared by end_episode; select before it, or keep "
-                                    f"them with end_episode(clear_buffers=False)")
+            return ExpiredReference(
+                f"column {self.path}: these steps were cleared by end_episode; select before it, or keep "
+                f"them with end_episode(clear_buffers=False)"
+            )
         return ExpiredReference(
-            f"column {self.path}: step {first - clock.origin} of {clock.end - clock.origin} is not kept any more: this needs "
-            f"num_keep_alive_refs >= {clock.end - first}, is {self.keep}"
+            f"column {self.path}: step {first - clock.origin} of {clock.end - clock.origin} is not kept any more: "
+            f"this needs num_keep_alive_refs >= {clock.end - first}, is {self.keep}"
         )
 
     def rows(self, first: int, count: int, spec: ArraySpec) -> Column:
         """Return the values of steps that are there as rows of `spec`, the column's or an earlier one of it."""
         start = first - self._base
-        assert 0 <= start <= start + count <= self._capacity, f"steps {first} to {first + count} of {self.path} are gone"
+        assert 0 <= start <= start + count <= self._capacity, (
+            f"steps {first} to {first + count} of {self.path} are gone"
+        )
         if self._shape is not None:
             return self._array[start : start + count]
         return stack_rows(self._taken(start, count), spec)

@@ -252,9 +252,14 @@ class Connector:
         if known is None or refresh:
             async with self._describing:
                 if self._tables is known or self._tables is None:
-                    infos = await self.call(self.transport.server_info, "describing the tables")
-                    self._tables = {info.name: info for info in infos}
+                    return await self.describe()
         assert self._tables is not None
+        return self._tables
+
+    async def describe(self) -> dict[str, TableInfo]:
+        """Describe the server's tables as they are now."""
+        infos = await self.call(self.transport.server_info, "describing the tables")
+        self._tables = {info.name: info for info in infos}
         return self._tables
 
     async def check_table(self, name: str) -> TableInfo:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-import numpy as np
-
 from reverb_async.client.columns import Clock, ColumnBuffer
 from reverb_async.client.history import TrajectoryColumn
 from reverb_async.client.outgoing import Outgoing, RowGroup, SentGroup, SentLayout
@@ -18,8 +16,9 @@ from reverb_async.protocol.inserting import Segments
 class StepGroup(SentGroup):
     """A column group over the steps of a writer.
 
-    A stream is sent the steps that items show, each once. Numbers on the stream are step numbers less an offset, which grows
-    over stretches of steps that were skipped and cannot be named any more: the server's map of numbers stays small.
+    A stream is sent the steps that items show, each once. Numbers on the stream are step numbers less an offset, which
+    grows over stretches of steps that were skipped and cannot be named any more: the server's map of numbers stays
+    small.
     """
 
     __slots__ = ("_clock", "_offset", "_released", "_sent", "_skipped", "columns", "retired_at")
@@ -45,7 +44,7 @@ class StepGroup(SentGroup):
         return min(nameable, self._clock.needed_from())
 
     def send(self, out: Outgoing, segments: Segments) -> Segments:
-        """Add the steps that `segments` name and the stream does not have; return the segments in the stream's numbers."""
+        """Add the steps of `segments` that the stream does not have; return the segments in the stream's numbers."""
         firsts, lengths = segments.first.tolist(), segments.length.tolist()
         if firsts[0] > self._sent:
             self._close_gap()
@@ -144,9 +143,9 @@ class TrajectoryLayout(SentLayout):
 class Grouping:
     """The column groups of a writer.
 
-    At first, columns that an item cuts by the same ranges, with or without a time axis all of them, form a group. When a later
-    item cuts some of them otherwise, or leaves some out, the group is split for good, and steps still needed are sent again in
-    its parts; groups never join. So there are at most as many splits as columns.
+    At first, columns that an item cuts by the same ranges, with or without a time axis all of them, form a group. When
+    a later item cuts some of them otherwise, or leaves some out, the group is split for good, and steps still needed
+    are sent again in its parts; groups never join. So there are at most as many splits as columns.
     """
 
     def __init__(self, clock: Clock) -> None:

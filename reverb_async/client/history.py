@@ -69,11 +69,10 @@ class TrajectoryColumn:
         Raises:
             ExpiredReference: naming how many steps would have to be kept.
         """
-        if self.version != self.column.clock.version:
-            if self._length:
-                for first, length in self.ranges:
-                    self.column.check(first, length)
-                self.version = self.column.clock.version
+        if self._length and self.version != self.column.clock.version:
+            for first, length in self.ranges:
+                self.column.check(first, length)
+            self.version = self.column.clock.version
 
     def numpy(self) -> Any:
         """Return a copy of the values: an array, or for text and bytes the value itself or a list of them.
@@ -95,7 +94,9 @@ class TrajectoryColumn:
             return np.stack([np.asarray(leaf) for leaf in leaves])
         except ValueError:
             shapes = sorted({np.shape(leaf) for leaf in leaves})[:4]
-            raise InvalidArgument(f"column {self.column.path} has steps of the shapes {shapes}; take them one by one") from None
+            raise InvalidArgument(
+                f"column {self.column.path} has steps of the shapes {shapes}; take them one by one"
+            ) from None
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         if copy is False:
@@ -105,19 +106,23 @@ class TrajectoryColumn:
     def __getitem__(self, index: Selection) -> TrajectoryColumn:
         """Select among these steps, as `ColumnHistory` does."""
         if self._squeeze:
-            raise InvalidArgument(f"column {self.column.path} was selected with an int, so it has no time axis to select from")
+            raise InvalidArgument(
+                f"column {self.column.path} was selected with an int, so it has no time axis to select from"
+            )
         self.check()
         steps = [step for first, length in self.ranges for step in range(first, first + length)]
         return _select(self.column, steps, index)
 
     def __iter__(self) -> Iterator[TrajectoryColumn]:
         if self._squeeze:
-            raise InvalidArgument(f"column {self.column.path} was selected with an int, so it has no time axis to iterate over")
+            raise InvalidArgument(
+                f"column {self.column.path} was selected with an int, so it has no time axis to iterate over"
+            )
         return (self[at] for at in range(self._length))
 
 
 class ColumnHistory:
-    """All steps of one column since the last clear, an open one included; those not kept count, but cannot be selected."""
+    """All steps of one column since the last clear, an open one included; those not kept cannot be selected."""
 
     __slots__ = ("_column",)
 
@@ -176,7 +181,7 @@ def _select(column: ColumnBuffer, steps: Sequence[int], index: Selection) -> Tra
                 chosen = [steps[_position(index)]]
                 squeeze = True
             else:
-                chosen = [steps[_position(at)] for at in index]  # type: ignore[union-attr]  # its TypeError is caught
+                chosen = [steps[_position(at)] for at in index]
         except IndexError:
             raise IndexError(f"{str(index)[:60]} of column {column.path}, which has {len(steps)} steps there") from None
         except TypeError:

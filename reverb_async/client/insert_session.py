@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reverb_async.client.outgoing import Block, Outgoing, Owner
+from reverb_async.client.unsettled import Stretch, Unsettled
 from reverb_async.core.info import TableInfo
 from reverb_async.errors import Closed, InvalidArgument, ReplayError, TableClosed, Unavailable, from_map
 from reverb_async.protocol.inserting import InsertRequest, InsertResponse
@@ -57,29 +58,12 @@ class Connection(Protocol):
         """Run a task that ends with the client at the latest."""
 
 
-class _Stretch:
-    """Items ``[start:stop]`` of a block, numbered from `seq` and not settled; the server may know them by a lower number."""
-
-    __slots__ = ("block", "sent_seq", "seq", "start", "stop", "withdrawn")
-
-    def __init__(self, block: Block, start: int, stop: int, seq: int) -> None:
-        self.block = block
-        self.start = start
-        self.stop = stop
-        self.seq = seq
-        self.sent_seq = seq
-        self.withdrawn: ReplayError | None = None
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-
 class InsertSession:
     """A queue of blocks, sent in order and resent after a lost connection.
 
-    One task does the work, from the first block on: it sends all that is queued in one message per turn, so that messages
-    grow under load, and settles what the server answers. It refers to whoever holds the session through `owner` and the blocks
-    only. Everything but `close` is synchronous.
+    One task does the work, from the first block on: it sends all that is queued in one message per turn, so that
+    messages grow under load, and settles what the server answers. It refers to whoever holds the session through
+    `owner` and the blocks only. Everything but `close` is synchronous.
 
     Args:
         connection: opens streams and keeps tasks.
@@ -92,10 +76,9 @@ class InsertSession:
         self._owner = owner
         self._name = name
         self._identity = uuid.uuid4().bytes
-        self._next_seq = 1
         self._unsent: deque[Block] = deque()
-        self._sent: dict[int, _Stretch] = {}
-        self._resend: deque[_Stretch] = deque()
+        self._sent = Unsettled()
+        self._resend: deque[Stretch] = deque()
         self._cancel: list[int] = []
         self._stream: int | None = None
         self._declared = 0
@@ -134,12 +117,11 @@ class InsertSession:
             block.sealed = True
             block.settled(0, len(block), error)
             return
-        for stretch in [stretch for stretch in self._sent.values() if stretch.block is block]:
+        for stretch in [stretch for stretch in self._sent if stretch.block is block]:
             stretch.withdrawn = error
             if self._stream is None:
                 # Whether the old stream brought it in will show at the greeting, which also finds numbers left free.
-                del self._sent[stretch.seq]
-                block.settled(stretch.start, stretch.stop, error)
+                self._sent.remove(stretch, error)
             else:
                 self._cancel.append(stretch.sent_seq)
                 self.wake()
@@ -158,10 +140,13 @@ class InsertSession:
     async def close(self) -> None:
         """End in order, once all is settled; what is not within a second is dropped. Idempotent."""
         self._closing = True
-        if self._task is not None and not self._task.done():
+        task = self._task
+        if task is not None and not task.done():
             self._wake.set()
-            await asyncio.wait({self._task}, timeout=CLOSE_S)
+            await asyncio.wait({task}, timeout=CLOSE_S)
         self.drop(Closed(f"{self._name} is closed"))
+        if task is not None and not task.done():
+            await asyncio.wait({task}, timeout=CLOSE_S)
 
     # -- the task -----------------------------------------------------------------------------------------------------
 
@@ -223,33 +208,24 @@ class InsertSession:
         greeting = InsertResponse.from_message(message)
         if greeting.applied_through is None:
             raise InvalidArgument("the server's first message does not say what of the session it has")
-        self._settle_all(greeting)
-        self._settle(1, greeting.applied_through, None)
+        self._settle(greeting)
+        self._sent.settle(1, greeting.applied_through, None)
         for seq, count in greeting.applied:
-            self._settle(seq, count, None)
-        for stretch in [stretch for stretch in self._sent.values() if stretch.withdrawn is not None]:
-            del self._sent[stretch.seq]
-            stretch.block.settled(stretch.start, stretch.stop, stretch.withdrawn)
-        queued = sorted(self._sent.values(), key=lambda stretch: stretch.seq)
-        settled = greeting.applied_through + sum(count for _, count in greeting.applied)
-        if settled + sum(map(len, queued)) != self._next_seq - 1:
-            # The server forgot the session, having restarted perhaps, or a number went with what was withdrawn. Gaps would
-            # stay for ever, so number anew, under another name.
+            self._sent.settle(seq, count, None)
+        for stretch in self._sent:
+            if stretch.withdrawn is not None:
+                self._sent.remove(stretch, stretch.withdrawn)
+        self._cancel.clear()
+        if greeting.applied_through + sum(count for _, count in greeting.applied) != self._sent.settled:
+            # The server forgot the session, having restarted perhaps, or a number went with what was withdrawn. Gaps
+            # would stay for ever, so number anew, under another name.
             self._identity = uuid.uuid4().bytes
-            self._next_seq = 1
-            self._sent.clear()
-            for stretch in queued:
-                self._enter(stretch, self._next_seq)
-                self._next_seq += len(stretch)
+            self._sent.number_anew()
             return False
         self._stream = next(_stream_numbers)
         self._declared = 0
-        self._resend = deque(queued)
+        self._resend = deque(self._sent)
         return True
-
-    def _enter(self, stretch: _Stretch, seq: int) -> None:
-        stretch.seq = stretch.sent_seq = seq
-        self._sent[seq] = stretch
 
     async def _send(self, duplex: Duplex) -> None:
         while True:
@@ -276,16 +252,13 @@ class InsertSession:
         out = Outgoing(self._stream)
         while self._resend and not out.is_full:
             stretch = self._resend.popleft()
-            self._write(stretch, out)
+            stretch.write(out)
             if stretch.withdrawn is not None:
-                out.cancel.append(stretch.sent_seq)
+                out.cancel.append(stretch.seq)
         while self._unsent and not out.is_full and self._declared < _MAX_DECLARED:
             block = self._unsent.popleft()
             block.sealed = True
-            stretch = _Stretch(block, 0, len(block), self._next_seq)
-            self._sent[stretch.seq] = stretch
-            self._next_seq += len(block)
-            self._write(stretch, out)
+            self._sent.add(block).write(out)
         out.cancel += self._cancel
         self._cancel = []
         if not self._unsent and not self._resend:
@@ -293,71 +266,31 @@ class InsertSession:
         self._declared += out.declarations
         return out.to_message()
 
-    @staticmethod
-    def _write(stretch: _Stretch, out: Outgoing) -> None:
-        stretch.block.write(out, stretch.seq, stretch.start, stretch.stop)
-
     async def _receive(self, duplex: Duplex) -> None:
         while (message := await duplex.receive()) is not None:
             answer = InsertResponse.from_message(message)
-            self._settle_all(answer)
+            self._settle(answer)
             if answer.waiting is not None:
                 logger.warning("%s, inserting at %s: %s", self._name, self._connection.address, answer.waiting)
-            if not self._sent:
-                self._wake.set()
         if not self._has_served():
             raise Unavailable("the server ended the stream")
 
-    # -- settling -----------------------------------------------------------------------------------------------------
-
-    def _settle_all(self, answer: InsertResponse) -> None:
+    def _settle(self, answer: InsertResponse) -> None:
         for refusal in answer.refused:
             described = refusal.error if isinstance(refusal.error, dict) else {}
-            self._settle(refusal.seq, refusal.count, from_map(described))
+            self._cancel += self._sent.settle(refusal.seq, refusal.count, from_map(described))
         for seq, count in answer.acks:
-            self._settle(seq, count, None)
-
-    def _settle(self, seq: int, count: int, error: ReplayError | None) -> None:
-        """Settle the items ``[seq, seq + count)``; those that are already are left out."""
-        end = seq + count
-        while seq < end:
-            stretch = self._sent.get(seq) or self._overlapping(seq, end)
-            if stretch is None:
-                return
-            first, last = max(seq, stretch.seq), min(end, stretch.seq + len(stretch))
-            start, stop = stretch.start + first - stretch.seq, stretch.start + last - stretch.seq
-            self._cut_out(stretch, start, stop, refused=error is not None)
-            stretch.block.settled(start, stop, error)
-            seq = last
-
-    def _overlapping(self, seq: int, end: int) -> _Stretch | None:
-        overlapping = [stretch for stretch in self._sent.values() if stretch.seq < end and seq < stretch.seq + len(stretch)]
-        return min(overlapping, key=lambda stretch: stretch.seq, default=None)
-
-    def _cut_out(self, stretch: _Stretch, start: int, stop: int, *, refused: bool) -> None:
-        del self._sent[stretch.seq]
-        if stop < stretch.stop:
-            rest = _Stretch(stretch.block, stop, stretch.stop, stretch.seq + stop - stretch.start)
-            self._sent[rest.seq] = rest
-            rest.withdrawn = stretch.withdrawn
-            if not refused:
-                rest.sent_seq = stretch.sent_seq
-            elif rest.withdrawn is not None and self._stream is not None:
-                # A refusal in the middle made the rest a block of its own, which the earlier word did not reach.
-                self._cancel.append(rest.sent_seq)
-                self._wake.set()
-        if stretch.start < start:
-            stretch.stop = start
-            self._sent[stretch.seq] = stretch
+            self._sent.settle(seq, count, None)
+        if self._cancel or not self._sent:
+            self._wake.set()
 
     def _fail(self, error: ReplayError) -> None:
         if self.error is not None:
             return
         self.error = error
-        stretches, self._sent, self._resend = list(self._sent.values()), {}, deque()
+        for stretch in self._sent:
+            self._sent.remove(stretch, error)
         blocks, self._unsent = list(self._unsent), deque()
-        for stretch in stretches:
-            stretch.block.settled(stretch.start, stretch.stop, error)
         for block in blocks:
             block.sealed = True
             block.settled(0, len(block), error)

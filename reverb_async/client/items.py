@@ -49,7 +49,12 @@ class ItemBlock(Block):
         return self.sealed or self.nbytes >= MAX_MESSAGE_BYTES or len(self._keys) >= _MAX_ITEMS
 
     def add(
-        self, key: int, priority: float, cuts: Sequence[tuple[Range, ...]], own: Sequence[Leaf], episodes: tuple[int, int]
+        self,
+        key: int,
+        priority: float,
+        cuts: Sequence[tuple[Range, ...]],
+        own: Sequence[Leaf],
+        episodes: tuple[int, int],
     ) -> None:
         """Add an item: its distinct cuts, in the layout's order, and the values that come with it."""
         self._keys.append(key)

@@ -24,8 +24,8 @@ class Outgoing:
     """An `InsertRequest` that grows.
 
     Attributes:
-        stream: number of the stream it will go out on, unique in this process: a declaration made for another one has to
-            be made again.
+        stream: number of the stream it will go out on, unique in this process: a declaration made for another one has
+            to be made again.
         nbytes: size of the steps it carries so far.
     """
 

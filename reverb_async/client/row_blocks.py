@@ -205,10 +205,12 @@ def part_of(column: Column, start: int, stop: int) -> Column:
 
 
 def as_rows_of(column: Column, spec: ArraySpec) -> Column:
-    """Return an array ``[n, *row_shape]`` as variable rows if `spec` is variable."""
-    if not spec.is_variable or isinstance(column, VariableRows):
-        return column
+    """Return a column as rows of `spec`, which it fits: variable ones, or an array ``[n, *row_shape]``."""
     count = len(column)
+    if isinstance(column, VariableRows):
+        return column if spec.is_variable else column.data.view(spec.dtype).reshape(count, *spec.fixed_shape)
+    if not spec.is_variable:
+        return column
     size = column.nbytes // count
     shapes: NDArray[np.int32] = np.tile(np.array(column.shape[1:], np.int32), (count, 1))
     return VariableRows(_bytes(column), np.full(count, size, np.int64), shapes)

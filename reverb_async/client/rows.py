@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reverb_async.client.batch_columns import BatchColumns
-from reverb_async.client.checks import MAX_VARIABLE_RANK, Target, check_timeout, targets_of, widened
+from reverb_async.client.checks import Target, check_timeout
 from reverb_async.client.connector import NOW_S
 from reverb_async.client.insert_session import CLOSE_S, Connection, InsertSession
-from reverb_async.client.outgoing import MAX_MESSAGE_BYTES, Block, Outgoing, RowGroup, SentLayout
+from reverb_async.client.outgoing import MAX_MESSAGE_BYTES, Block, Outgoing
 from reverb_async.client.row_blocks import (
     MAX_ROWS,
     BatchRows,
@@ -26,10 +25,9 @@ from reverb_async.client.row_blocks import (
     as_rows_of,
     part_of,
 )
-from reverb_async.core.info import TableInfo
-from reverb_async.core.leaf import Leaf
-from reverb_async.core.nest import Structure, flatten
-from reverb_async.core.spec import ArraySpec, as_leaf, leaf_spec
+from reverb_async.client.row_kinds import RowKinds
+from reverb_async.core.nest import flatten
+from reverb_async.core.spec import as_leaf
 from reverb_async.core.variable import VariableRows
 from reverb_async.errors import (
     Closed,
@@ -43,21 +41,20 @@ from reverb_async.errors import (
 )
 
 Tables = tuple[str, ...]
-_CACHED = 1024
 
 
 class RowInserter:
     """Inserts rows over one stream, which all calls of a client share.
 
-    Single rows that are inserted in the same turn of the loop travel together. A stream that breaks is opened again, and rows
-    that had not arrived are sent again: each enters once.
+    Single rows that are inserted in the same turn of the loop travel together. A stream that breaks is opened again,
+    and rows that had not arrived are sent again: each enters once.
     """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._session: InsertSession | None = None
         self._is_closed = False
-        self._kinds = _RowKinds()
+        self._kinds = RowKinds()
         self._open: dict[tuple[RowLayout, Tables], SingleRows] = {}
         self._unsettled: dict[Block, None] = {}
 
@@ -157,7 +154,8 @@ class RowInserter:
     ) -> dict[str, Target]:
         if not isinstance(priorities, Mapping) or not priorities:
             raise InvalidArgument(
-                f"priorities say which tables the data go to, as in priorities={{'replay': 1.0}}, got {priorities!r:.60}"
+                f"priorities say which tables the data go to, as in priorities={{'replay': 1.0}}, "
+                f"got {priorities!r:.60}"
             )
         async with self._answer_within(timeout):
             known = self._kinds.learn(await self._connection.tables(refresh))
@@ -199,7 +197,7 @@ class RowInserter:
         self._unsettled[block] = None
 
     def _open_block(self, layout: RowLayout, tables: Tables, timeout: float | None) -> SingleRows:
-        """Return a block that takes another row: those with a timeout travel alone, for time runs out for a whole block."""
+        """Return a block that takes another row. Rows with a timeout travel alone: time runs out for a whole block."""
         block = self._open.get((layout, tables)) if timeout is None else None
         if block is None or block.is_full:
             block = SingleRows(layout, tables, timeout, self._forget, self._insert_again)
@@ -249,7 +247,9 @@ class RowInserter:
         for block in blocks:
             if block not in self._unsettled:
                 # Settled, or the row went into another block when others of its own were withdrawn.
-                block = next((one for one in self._unsettled if isinstance(one, SingleRows) and call in one.calls), block)
+                block = next(
+                    (one for one in self._unsettled if isinstance(one, SingleRows) and call in one.calls), block
+                )
             if isinstance(block, SingleRows) and not block.sealed and len(block) > 1:
                 block.remove(call)
                 call.settled(0, 1, error)
@@ -270,97 +270,6 @@ class RowInserter:
 
     def failed(self, error: ReplayError) -> None:
         """Do nothing: the calls know, and the next one opens another session."""
-
-
-class _RowKinds:
-    """Kinds of rows and how they are sent: learnt from the first of each kind, and from the tables' signatures."""
-
-    def __init__(self) -> None:
-        self._ids = itertools.count()
-        self._infos: dict[str, TableInfo] | None = None
-        self._known: dict[str, Target] = {}
-        self._layouts: dict[object, RowLayout] = {}
-        self._fits: dict[object, object] = {}
-        self._wanted: dict[tuple[Structure, Tables], list[ArraySpec | None]] = {}
-
-    def learn(self, tables: dict[str, TableInfo]) -> dict[str, Target]:
-        """Return what is known of the tables."""
-        if tables is not self._infos:
-            self._infos = tables
-            self._known = targets_of(tables)
-            self._fits.clear()
-            self._wanted.clear()
-        return self._known
-
-    def row(
-        self, structure: Structure, values: Sequence[object], targets: dict[str, Target]
-    ) -> tuple[list[Leaf], RowLayout]:
-        """Return one row's leaves, and how it is sent.
-
-        Raises:
-            SignatureMismatch: a table wants something else.
-            InvalidArgument: a value is nothing that a column can hold.
-        """
-        tables = tuple(targets)
-        wanted = self._wants(structure, targets)
-        row = [as_leaf(value, path, want) for value, path, want in zip(values, structure.paths, wanted, strict=True)]
-        key = (structure, tables, tuple([(leaf.dtype, leaf.shape) if isinstance(leaf, np.ndarray) else type(leaf) for leaf in row]))
-        kind = self._fits.get(key)
-        if kind is None or kind not in self._layouts:
-            kind = self._fit(structure, [leaf_spec(leaf) for leaf in row], targets)
-            if len(self._fits) >= _CACHED:
-                self._fits.clear()
-            self._fits[key] = kind
-        return row, self._layouts[kind]
-
-    def batch(self, columns: BatchColumns, targets: dict[str, Target]) -> RowLayout:
-        """Return how a batch's rows are sent. Raises as `row`."""
-        wanted = self._wants(columns.structure, targets)
-        columns.fit_texts(wanted)
-        for name, target in targets.items():
-            columns.check([target.by_path.get(path) for path in columns.structure.paths], f"table {name!r}")
-        return self._layouts[self._fit(columns.structure, columns.specs, targets)]
-
-    def _wants(self, structure: Structure, targets: dict[str, Target]) -> list[ArraySpec | None]:
-        key = (structure, tuple(targets))
-        wanted = self._wanted.get(key)
-        if wanted is None:
-            wanted = [
-                next((target.by_path[path] for target in targets.values() if path in target.by_path), None)
-                for path in structure.paths
-            ]
-            if len(self._wanted) >= _CACHED:
-                self._wanted.clear()
-            self._wanted[key] = wanted
-        return wanted
-
-    def _fit(self, structure: Structure, specs: Sequence[ArraySpec], targets: dict[str, Target]) -> object:
-        """Check specs against the signatures, and make a layout that takes them; return its key."""
-        for name, target in targets.items():
-            if target.signature is not None:
-                target.signature.check(structure, specs, what=f"table {name!r}")
-        kind = (structure, tuple((spec.dtype, len(spec.shape)) for spec in specs))
-        layout = self._layouts.get(kind)
-        if layout is None:
-            wanted = self._wants(structure, targets)
-            fitting = tuple(_loosened(spec, want) for spec, want in zip(specs, wanted, strict=True))
-        else:
-            fitting = tuple(widened(old, new.shape) or new for old, new in zip(layout.specs, specs, strict=True))
-        if layout is None or fitting != layout.specs:
-            number = next(self._ids)
-            group = RowGroup(number, fitting)
-            leaves = [(0, column, True) for column in range(len(fitting))]
-            if len(self._layouts) >= _CACHED:
-                self._layouts.clear()
-            self._layouts[kind] = RowLayout(SentLayout(number, structure, [group], leaves), group)
-        return kind
-
-
-def _loosened(spec: ArraySpec, wanted: ArraySpec | None) -> ArraySpec:
-    """Return the signature's spec if extents may differ there."""
-    if wanted is not None and None in wanted.shape and 0 < len(wanted.shape) <= MAX_VARIABLE_RANK:
-        return wanted
-    return spec
 
 
 def _kept(leaf: object, path: tuple[str | int, ...]) -> object:

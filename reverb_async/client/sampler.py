@@ -43,13 +43,17 @@ class _Iterator(AsyncIterator[_Element], Generic[_Element]):
                 waits for the next element.
             Closed: the iterator, or its client, was closed.
         """
-        stream = self._stream
-        if stream.exhausted:
-            await stream.leave()
-            raise StopAsyncIteration
-        element = self._make(await stream.head(self._timeout))
-        stream.accept()
-        return element
+        try:
+            stream = self._stream
+            if stream.exhausted:
+                await stream.leave()
+                raise StopAsyncIteration
+            element = self._make(await stream.head(self._timeout))
+            stream.accept()
+            return element
+        except BaseException:
+            del self  # Whoever keeps the error, with its traceback, must not keep the iterator from being collected.
+            raise
 
     @abstractmethod
     def _make(self, sampled: SampledBatch) -> _Element:

@@ -34,9 +34,7 @@ class StepBuffer:
         episode_steps: closed steps of the current episode.
     """
 
-    def __init__(
-        self, keep: int, needed_from: Callable[[], int], on_loosened: Callable[[ColumnBuffer], None]
-    ) -> None:
+    def __init__(self, keep: int, needed_from: Callable[[], int], on_loosened: Callable[[ColumnBuffer], None]) -> None:
         self.clock = Clock(needed_from)
         self.targets: dict[str, Target] | None = None
         self.episode_steps = 0
@@ -100,7 +98,9 @@ class StepBuffer:
     def _new_column(self, path: Path, index: int, value: object, step: int) -> ColumnBuffer:
         wanted = next((target.by_path[path] for target in self._targets() if path in target.by_path), None)
         spec = leaf_spec(as_leaf(value, path, wanted))
-        spec = self._loosened(path, spec, spec.shape) or spec
+        named = [target.by_path[path] for target in self._targets() if path in target.by_path]
+        if all(None in wanted.shape[-len(spec.shape) :] for wanted in named):  # else only once extents do differ
+            spec = self._loosened(path, spec, spec.shape) or spec
         return ColumnBuffer(path, index, self.clock, self._keep_of.get(path, self._keep), spec, step)
 
     def _remember(self, structure: Structure, columns: list[ColumnBuffer]) -> None:
@@ -125,7 +125,9 @@ class StepBuffer:
         lengths = {len(sequence) for sequence in sequences}
         if len(lengths) != 1:
             named = ", ".join(f"{path}: {len(one)}" for path, one in zip(structure.paths, sequences, strict=True))
-            raise InvalidArgument(f"all columns of a sequence need the same number of steps, got {named or 'no columns'}")
+            raise InvalidArgument(
+                f"all columns of a sequence need the same number of steps, got {named or 'no columns'}"
+            )
         if self.clock.is_open:
             raise InvalidArgument("a step is open: close it with append() before append_sequence()")
         (length,) = lengths

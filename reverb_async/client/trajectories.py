@@ -133,14 +133,25 @@ class Trajectories:
             own_specs = iter(own.specs if own is not None else ())
             specs = [next(own_specs) if column is None else _sampled_spec(column) for column in columns]
             target.signature.check(structure, specs, what=f"table {table!r}")
-            for at, (path, column) in enumerate(zip(structure.paths, columns, strict=True)):
+            for at, (path, column, spec) in enumerate(zip(structure.paths, columns, specs, strict=True)):
                 wanted = target.by_path[path].shape
-                if column is not None and not column.squeeze and wanted[0] is not None:
+                has_time = column is not None and not column.squeeze
+                if has_time and wanted[0] is not None:
                     lengths.append((at, wanted[0]))
+                if any(
+                    got is None and want is not None
+                    for got, want in list(zip(spec.shape, wanted, strict=True))[has_time:]
+                ):
+                    raise SignatureMismatch(
+                        f"table {table!r}: column {path} has steps of different shapes, {spec}, since another table's "
+                        f"signature allows that; this one wants {target.by_path[path]}"
+                    )
         layout_key = (structure, pattern, -1 if own is None else own.group.id)
         layout = self._layouts.get(layout_key)
         if layout is None:
-            layout, has_split = self._grouping.layout(structure, columns, pattern[1::2], None if own is None else own.group)
+            layout, has_split = self._grouping.layout(
+                structure, columns, pattern[1::2], None if own is None else own.group
+            )
             if has_split or len(self._layouts) >= _CACHED:
                 self.forget()
             self._layouts[layout_key] = layout
@@ -174,6 +185,7 @@ class _OwnColumns:
         self._paths = paths
         self._grouping = grouping
         self._groups: dict[tuple[ArraySpec, ...], RowGroup] = {}
+        self._loose: dict[int, ArraySpec] = {}
         self.specs: tuple[ArraySpec, ...] = ()
         self.group = RowGroup(-1, ())
 
@@ -187,14 +199,22 @@ class _OwnColumns:
         specs = []
         for at, (value, path) in enumerate(zip(values, self._paths, strict=True)):
             if isinstance(value, ColumnHistory):
-                raise InvalidArgument(f"trajectory column {path} is a whole history: select steps of it, as in history['x'][-4:]")
-            leaf = as_leaf(value, path, None if target is None else target.by_path.get(path))
+                raise InvalidArgument(
+                    f"trajectory column {path} is a whole history: select steps of it, as in history['x'][-4:]"
+                )
+            wanted = None if target is None else target.by_path.get(path)
+            leaf = as_leaf(value, path, wanted)
             leaves.append(leaf.copy() if isinstance(leaf, np.ndarray) else leaf)
             got = leaf_spec(leaf)
-            spec = self.specs[at] if self.specs else got
-            if spec is not got:
-                spec = (widened(spec, got.shape) if spec.dtype == got.dtype else None) or got
-            specs.append(spec)
+            if wanted is not None and wanted.dtype == got.dtype and wanted.admits(got.shape):
+                specs.append(wanted)
+                continue
+            before = self._loose.get(at)
+            if before is not got:
+                if before is not None and before.dtype == got.dtype:
+                    got = widened(before, got.shape) or got
+                self._loose[at] = got
+            specs.append(got)
         if tuple(specs) != self.specs:
             self.specs = tuple(specs)
             if len(self._groups) >= _CACHED:

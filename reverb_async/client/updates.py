@@ -6,6 +6,7 @@ import asyncio
 import operator
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,6 +18,7 @@ from reverb_async.core.table_state import MutateResult
 from reverb_async.errors import Closed, InvalidArgument, ReplayError, from_map
 from reverb_async.protocol.message import Message
 from reverb_async.protocol.updating import MAX_KEYS, UpdateRequest, UpdateResponse
+from reverb_async.waiting import FIRST_WARNING_S, reported
 
 Updates: TypeAlias = "Mapping[int, float] | tuple[ArrayLike, ArrayLike]"
 """New priorities: ``{key: priority}``, or keys and priorities, ``[n]`` each."""
@@ -61,18 +63,25 @@ class UpdateStream(Conversation):
             DeadlineExceeded: there was no answer in time; what was sent may be applied.
         """
         blocks = list(_blocks(table, keys, priorities, deletes))
-        async with time_limit(timeout, self.connector, f"updating priorities in {table!r}"):
-            answers = [self._submit(block) for block in blocks]
-            try:
-                # One by one: the first refusal ends the call, whose other answers nobody needs then.
-                results = [await answer for answer in answers]
-            finally:
-                for answer in answers:
-                    if not answer.cancel() and not answer.cancelled():
-                        answer.exception()  # Looked at, so that asyncio does not complain.
+        what = f"updating priorities in {table!r}"
+        with ExitStack() as scope:
+            if timeout is None or timeout > FIRST_WARNING_S:
+                scope.enter_context(reported(lambda: f"{what} at {self.connector.address}"))
+            async with time_limit(timeout, self.connector, what):
+                results = await self._answers(blocks)
         if len(results) == 1:
             return results[0]
         return MutateResult(*(sum(getattr(result, count) for result in results) for count in MutateResult.__slots__))
+
+    async def _answers(self, blocks: list[UpdateRequest]) -> list[MutateResult]:
+        answers = [self._submit(block) for block in blocks]
+        try:
+            # One by one: the first refusal ends the call, whose other answers nobody needs then.
+            return [await answer for answer in answers]
+        finally:
+            for answer in answers:
+                if not answer.cancel() and not answer.cancelled():
+                    answer.exception()  # Looked at, so that asyncio does not complain.
 
     def _submit(self, request: UpdateRequest) -> asyncio.Future[MutateResult]:
         if self.finishing:

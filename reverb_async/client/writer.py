@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from reverb_async.client.checks import check_timeout, targets_of
+from reverb_async.client.checks import check_chunk_length, check_timeout, positive, targets_of
 from reverb_async.client.columns import ColumnBuffer
 from reverb_async.client.connector import NOW_S
 from reverb_async.client.grouping import Grouping
@@ -31,12 +31,12 @@ _numbers = itertools.count(1)
 class TrajectoryWriter:
     """Appends steps and creates items of them; made by `Client.trajectory_writer`.
 
-    Items reach each table in the order of their creation. A stream that breaks is opened again, and what had not arrived is
-    sent again: each item enters once. An item that the server refuses ends the writer: every later call but `close` raises
-    the reason.
+    Items reach each table in the order of their creation. A stream that breaks is opened again, and what had not
+    arrived is sent again: each item enters once. An item that the server refuses ends the writer: every later call but
+    `close` raises the reason.
 
-    Leaving ``async with`` flushes and closes, also after an exception that is not the service's; after a `ReplayError` or a
-    cancellation it drops what the server has not confirmed and logs how much.
+    Leaving ``async with`` flushes and closes, also after an exception that is not the service's; after a `ReplayError`
+    or a cancellation it drops what the server has not confirmed and logs how much.
 
     Args:
         connection: the client's.
@@ -59,9 +59,9 @@ class TrajectoryWriter:
         validate_items: bool = True,
     ) -> None:
         self._closed = True  # until the arguments are found to be right
-        keep = _positive(num_keep_alive_refs, "num_keep_alive_refs")
-        self._max_in_flight = _positive(max_in_flight_items, "max_in_flight_items")
-        _check_chunk_length(chunk_length, keep)
+        keep = positive(num_keep_alive_refs, "num_keep_alive_refs")
+        self._max_in_flight = positive(max_in_flight_items, "max_in_flight_items")
+        check_chunk_length(chunk_length, keep)
         self._connection = connection
         self._validate = bool(validate_items)
         self._name = f"trajectory writer {next(_numbers)}"
@@ -88,9 +88,10 @@ class TrajectoryWriter:
     def append(self, data: object, *, partial_step: bool = False) -> None:
         """Store a copy of one step. Never waits.
 
-        Columns may come and go; a column that a step leaves out has no value there. The first value of a column fixes its
-        dtype and shape; extents stay free where the signature of a table has None, once it is known (in ``async with``, or
-        after the first `create_item`). After an error nothing has changed, and the step can be appended again.
+        Columns may come and go; a column that a step leaves out has no value there. The first value of a column fixes
+        its dtype and shape; extents stay free where the signature of a table has None, once it is known (in ``async
+        with``, or after the first `create_item`). After an error nothing has changed, and the step can be appended
+        again.
 
         Args:
             data: a nest of arrays, numbers, str and bytes; None is no value.
@@ -141,8 +142,8 @@ class TrajectoryWriter:
         Raises:
             InvalidArgument: a number below 1, or `max_chunk_length` above `num_keep_alive_refs`.
         """
-        keep = _positive(num_keep_alive_refs, "num_keep_alive_refs")
-        _check_chunk_length(max_chunk_length, keep)
+        keep = positive(num_keep_alive_refs, "num_keep_alive_refs")
+        check_chunk_length(max_chunk_length, keep)
         self._check_usable()
         self._steps.configure((path,) if isinstance(path, str) else tuple(path), keep)
 
@@ -156,7 +157,8 @@ class TrajectoryWriter:
         Args:
             table: the table's name.
             priority: None is the highest in the table so far.
-            trajectory: a nest of selections from `history`; numbers, arrays, str and bytes in it are stored with the item.
+            trajectory: a nest of selections from `history`; numbers, arrays, str and bytes in it are stored with the
+                item.
             timeout: seconds to wait for a place; None waits, 0 does not.
 
         Raises:
@@ -284,6 +286,7 @@ class TrajectoryWriter:
                     logger.warning("%s could not flush: %s", self._name, second)
         finally:
             self.abort()
+            await self._queue.session.close()
 
     def __del__(self) -> None:
         if not self._closed:
@@ -313,14 +316,3 @@ class TrajectoryWriter:
                 f"{what} within {timeout} s: {self._queue.in_flight} items of this writer are not confirmed by "
                 f"{self._connection.address}"
             ) from None
-
-
-def _positive(value: int, what: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise InvalidArgument(f"{what} must be an int >= 1, got {value!r:.60}")
-    return int(value)
-
-
-def _check_chunk_length(length: int | None, keep: int) -> None:
-    if length is not None and _positive(length, "the chunk length") > keep:
-        raise InvalidArgument(f"the chunk length must not exceed num_keep_alive_refs={keep}, got {length}")

@@ -12,8 +12,8 @@ from reverb_async.core.item import ItemBlock, ItemLayout
 from reverb_async.core.runs import Rows, Runs
 
 FREE, LIVE, OUT, GONE = 0, 1, 2, 3
-"""A slot is free, holds an item of the table, holds one that was sampled out and may still be handed back, or one that has
-left for good while a draw that shows it is not settled."""
+"""A slot is free, holds an item of the table, holds one that was sampled out and may still be handed back, or one that
+has left for good while a draw that shows it is not settled."""
 
 NO_EPISODE = -1
 """The item counts as an episode of its own."""

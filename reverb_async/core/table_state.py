@@ -187,8 +187,9 @@ class TableState:
     def _count_together(self, block: ItemBlock) -> int:
         """Return how many items of a block can enter before the first eviction, and the table end as if one by one.
 
-        Random removers choose each victim among the items present at that moment. Fifo leaves the newest items that fit in any
-        case; other orders leave those that rank last while all count the same, but not when large ones drive out several.
+        Random removers choose each victim among the items present at that moment. Fifo leaves the newest items that fit
+        in any case; other orders leave those that rank last if every item counts the same, as it does without
+        `max_bytes`: there, a large one that leaves at once makes room for small ones after it.
         """
         if self.max_bytes is not None and self.nbytes + int(block.nbytes.sum()) > self.max_bytes:
             return len(block) if isinstance(self._remover_kind, Fifo) else 0
@@ -329,7 +330,7 @@ class TableState:
         self.slots.state[slots] = OUT
 
     def acknowledge(self, draw: Draw) -> None:
-        """The caller has the items: sampled-out ones are gone for good once the last draw that shows them is settled."""
+        """The caller has the items: sampled-out ones are gone for good once no other draw may hand them back."""
         if draw.generation == self.generation and self.max_times_sampled >= 1:
             self._settle(draw.slots)
 
@@ -355,7 +356,7 @@ class TableState:
             self._settle(draw.slots)
 
     def _return(self, out: Rows) -> None:
-        """Put sampled-out items back in the table, in draw order, except those whose keys were inserted anew meanwhile."""
+        """Put sampled-out items, in draw order, back in the table; not those whose keys were inserted anew since."""
         if not len(out):
             return
         items = self.slots

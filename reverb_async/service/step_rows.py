@@ -34,7 +34,7 @@ class StepRows:
 
         Raises:
             InvalidArgument: they were sent before, or released.
-            ResourceExhausted: the client keeps too many steps nameable.
+            ResourceExhausted: the client keeps too many steps nameable, or the store is full.
         """
         stop = first + count
         if first < self._base:
@@ -49,8 +49,12 @@ class StepRows:
         if bool((places >= 0).any()):
             raise InvalidArgument(f"some of the steps {first} to {stop - 1} were sent before")
         rows = self._cursor.take(count)
-        for number, column in enumerate(columns):
-            self.store.write(number, rows, column)
+        try:
+            for number, column in enumerate(columns):
+                self.store.write(number, rows, column)
+        except ResourceExhausted:
+            self.store.unpin(rows)
+            raise
         places[:] = rows
         self._end = max(self._end, stop)
 
@@ -70,7 +74,9 @@ class StepRows:
         first, length = segments.first - self._base, segments.length
         if int(length.min()) < 1 or int(length.max()) > MAX_ITEM_ROWS or int(length.sum()) > MAX_ITEM_ROWS:
             raise InvalidArgument(f"ranges must have 1 to {MAX_ITEM_ROWS} steps, all together, got {length[:8]}")
-        if int(first.min()) < 0 or int((first + length).max()) > self._end - self._base:
+        end = self._end - self._base
+        # The numbers are a stranger's: sums of huge ones would come out small.
+        if int(first.min()) < 0 or int(first.max()) >= end or int((first + length).max()) > end:
             raise InvalidArgument(
                 f"an item names steps {int(segments.first.min())} to {int((segments.first + length).max()) - 1}, "
                 f"this stream can name {self._base} to {self._end - 1}"

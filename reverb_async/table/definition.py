@@ -29,6 +29,9 @@ def check_definition(config: dict[str, Any]) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
             raise InvalidArgument(f"table {name!r}: {field} must be an int from {least} to {most}, got {value!r}")
+    seed = config["seed"]
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0):
+        raise InvalidArgument(f"table {name!r}: seed must be None or an int >= 0, got {seed!r}")
     for field in ("sampler", "remover"):
         if not isinstance(config[field], selectors.Selector):
             raise InvalidArgument(

@@ -62,15 +62,15 @@ class RowInsertion:
             with reported(self._refusal, notice):
                 async with deadline, AsyncExitStack() as turns:
                     for table in sorted(self._tables, key=lambda table: table.name):  # One order for all: no deadlock.
-                        if table.inserters.turn.locked():
+                        if len(table.inserters) > 1:
                             deadline.check()
                         await turns.enter_async_context(table.inserters.turn)
                     while self.remaining:
-                        if self._step():
-                            await asyncio.sleep(0)
-                        else:
+                        if not self._step():
                             deadline.check()
                             await self._blocking().inserters.wait()
+                        elif self.remaining:
+                            await asyncio.sleep(0)
         except TimeoutError:
             raise RateLimiterTimeout(self._refusal()) from None
 

@@ -28,6 +28,8 @@ MAX_STEP_ITEMS = 65_536
 
 Notice = Callable[[str], None]
 
+_UNIFORM, _FIFO, _AT_LEAST_ONE = selectors.Uniform(), selectors.Fifo(), rate_limiters.MinSize(1)
+
 
 class Table:
     """A named set of items with a sampler, a remover and a rate limiter.
@@ -53,9 +55,9 @@ class Table:
         name: str,
         *,
         max_size: int,
-        sampler: selectors.Selector | None = None,
-        remover: selectors.Selector | None = None,
-        rate_limiter: rate_limiters.RateLimiter | None = None,
+        sampler: selectors.Selector = _UNIFORM,
+        remover: selectors.Selector = _FIFO,
+        rate_limiter: rate_limiters.RateLimiter = _AT_LEAST_ONE,
         max_times_sampled: int = 0,
         max_bytes: int | None = None,
         signature: Any = None,
@@ -64,9 +66,9 @@ class Table:
         self._config: dict[str, Any] = {
             "name": name,
             "max_size": max_size,
-            "sampler": selectors.Uniform() if sampler is None else sampler,
-            "remover": selectors.Fifo() if remover is None else remover,
-            "rate_limiter": rate_limiters.MinSize(1) if rate_limiter is None else rate_limiter,
+            "sampler": sampler,
+            "remover": remover,
+            "rate_limiter": rate_limiter,
             "max_times_sampled": max_times_sampled,
             "max_bytes": max_bytes,
             "signature": signature,
@@ -214,7 +216,11 @@ class Table:
 
     def insert_refusal(self) -> str:
         """Say why the next insert is not admitted."""
-        return f"table {self.name!r} {self.state.limiter.insert_refusal(1)}; {self.num_samplers} samplers connected"
+        reason = self.state.limiter.insert_refusal(1)
+        if not reason:
+            full = not self.state.slots.num_free
+            reason = "waits for samplers to acknowledge items" if full else "serves inserts that came earlier"
+        return f"table {self.name!r} {reason}; {self.num_samplers} samplers connected"
 
     def raise_if_closed(self) -> None:
         """Raise `TableClosed` after `close`."""
@@ -260,9 +266,10 @@ class Table:
         try:
             with self._samplers.standing(), reported(refusal, notice):
                 async with deadline:
-                    if self._samplers.turn.locked():
+                    if len(self._samplers) > 1:
                         deadline.check()
                     async with self._samplers.turn:
+                        self.raise_if_closed()
                         while not request.fill():
                             self._wake_inserters()  # What was reserved or drawn may admit inserts.
                             deadline.check()
@@ -270,9 +277,10 @@ class Table:
                             self.raise_if_closed()
         except TimeoutError:
             if not (partial and request.cut_short()):
+                reason = refusal()  # before the request's own share is given back
                 request.undo()
                 self._wake_all()
-                raise RateLimiterTimeout(refusal()) from None
+                raise RateLimiterTimeout(reason) from None
         except BaseException:
             request.undo()
             self._wake_all()
@@ -294,7 +302,8 @@ class Table:
         return GatherPlan(self.state.slots, draw.slots)
 
     def _sample_refusal(self, n: int) -> str:
-        return f"table {self.name!r} {self.state.limiter.sample_refusal(n)}; {self.num_writers} writers connected"
+        reason = self.state.limiter.sample_refusal(n) or "serves samples that came earlier"
+        return f"table {self.name!r} {reason}; {self.num_writers} writers connected"
 
     # -- changing -----------------------------------------------------------------------------------------------------
 
@@ -320,8 +329,13 @@ class Table:
             asyncio.get_running_loop().call_soon(self._dismantle)
 
     def open(self) -> None:
-        """Admit calls, also again after `close`."""
+        """Admit calls of the running event loop, also again after `close`."""
         self._closed = False
+        # What has been waited for is bound to the event loop of that time.
+        if not len(self.inserters):
+            self.inserters = Gate()
+        if not len(self._samplers):
+            self._samplers = Gate()
 
     def close(self) -> None:
         """End every wait with `TableClosed` and refuse new calls. Idempotent."""

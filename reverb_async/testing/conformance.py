@@ -301,13 +301,11 @@ class ConformanceSuite:
                 client.mutate_priorities("rePlay", {1: 1.0}),
                 client.reset("rePlay"),
             ):
-                with pytest.raises(TableNotFound) as caught:
+                with pytest.raises(TableNotFound, match="this server has: 'replay'"):
                     await call
-                assert "this server has: 'replay'" in str(caught.value)
             for priority in (-1.0, float("nan"), float("inf")):
-                with pytest.raises(InvalidArgument) as caught:
+                with pytest.raises(InvalidArgument, match="priorit"):
                     await client.insert({"x": 1}, {"replay": priority})
-                assert "priorit" in str(caught.value)
             await client.insert({"x": 1}, {"replay": 1.0})
             assert (await client.sample_one("replay")).data["x"] == 1
             await client.close()

@@ -8,6 +8,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import numpy as np
+from helpers import settle
 from numpy.typing import NDArray
 
 from reverb_async.client.client import Client
@@ -25,8 +26,8 @@ from reverb_async.service.service import ReplayService
 from reverb_async.table import Table
 
 Cut = tuple[str, int]
-"""("unsent", n): the n-th message is lost and the stream breaks; ("sent", n): it breaks behind it; ("unheard", n): the n-th
-answer is lost."""
+"""Where a stream breaks. ("unsent", n): the n-th message is lost; ("sent", n): it breaks behind it; ("unheard", n): the
+n-th answer is lost."""
 
 
 class FlakyDuplex:
@@ -42,6 +43,7 @@ class FlakyDuplex:
     async def send(self, message: Message) -> None:
         self._sent += 1
         if self._cut == ("unsent", self._sent):
+            await asyncio.sleep(0)
             self._break()
         await self._inner.send(message)
         self._transport.messages.append(message)
@@ -119,7 +121,7 @@ class Rig:
         await self.rows.close()
         await self.connector.close()
         await asyncio.sleep(0)
-        left = asyncio.all_tasks() - self._before
+        left = asyncio.all_tasks() - self._before - {asyncio.current_task()}
         assert not left, f"tasks are left: {left}"
 
     def writer(self, keep: int = 5, **options: Any) -> TrajectoryWriter:
@@ -206,13 +208,22 @@ class PlayedServer:
         self.streams: list[PlayedStream] = []
         self.refusals: deque[ReplayError] = deque()
         self.losses: list[Unavailable] = []
+        self._opened = asyncio.Event()
         self._next_key = 1000
 
     async def open(self, kind: str) -> Duplex:
         if self.refusals:
             raise self.refusals.popleft()
         self.streams.append(PlayedStream())
+        self._opened.set()
         return self.streams[-1]
+
+    async def opened(self, count: int) -> None:
+        """Wait until so many streams were opened, and the client waits for the last one's greeting."""
+        while len(self.streams) < count:
+            self._opened.clear()
+            await self._opened.wait()
+        await settle()
 
     def lost(self, error: Unavailable) -> None:
         self.losses.append(error)
@@ -229,5 +240,3 @@ class PlayedServer:
 
     def spawn(self, coro: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         return asyncio.get_running_loop().create_task(coro, name=name)
-
-

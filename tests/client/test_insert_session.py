@@ -7,6 +7,8 @@ import logging
 
 import numpy as np
 import pytest
+from helpers import settle
+from insert_rig import PlayedServer, PlayedStream
 
 from reverb_async.client.insert_session import _MAX_DECLARED, InsertSession
 from reverb_async.client.outgoing import Block, Outgoing, RowGroup, SentLayout
@@ -22,8 +24,6 @@ from reverb_async.errors import (
     Unavailable,
 )
 from reverb_async.protocol.inserting import InsertRequestReader, InsertResponse, Items, Refusal
-from insert_rig import PlayedServer, PlayedStream
-from helpers import settle
 
 STRUCTURE = flatten(0)[1]
 
@@ -107,9 +107,7 @@ class Play:
         """Lose the stream; the next one has been opened when this returns."""
         number = len(self.server.streams)
         self.stream.answer(Unavailable("cut"))
-        while len(self.server.streams) == number:
-            await asyncio.sleep(0.001)
-        await settle()
+        await self.server.opened(number + 1)
 
     async def ack(self, seq: int, count: int) -> None:
         self.stream.answer(InsertResponse(acks=[(seq, count)]))
@@ -212,8 +210,7 @@ async def test_a_server_that_forgot_the_session_gets_another_one_with_numbers_fr
     await play.lose()
     play.stream.greet(applied_through=0)
     await settle()
-    await asyncio.sleep(0.1)
-    assert len(play.server.streams) == 3
+    await play.server.opened(3)
     assert play.stream.session != identity
     play.stream.greet()
     await settle()
@@ -263,13 +260,9 @@ async def test_a_withdrawal_while_disconnected_leaves_no_gap_in_the_numbers(play
     await settle()
     play.session.withdraw(gone, RateLimiterTimeout("withdrawn"))
     assert len(gone.outcomes) == 2
-    while len(play.server.streams) < 2:
-        await asyncio.sleep(0.001)
-    await settle()
+    await play.server.opened(2)
     play.stream.greet(applied_through=0)
-    while len(play.server.streams) < 3:
-        await asyncio.sleep(0.001)
-    await settle()
+    await play.server.opened(3)
     play.stream.greet()
     await settle()
     assert play.stream.sequences() == [(1, 1)]
@@ -366,8 +359,7 @@ async def test_a_stream_that_declared_very_much_makes_way_for_another(play: Play
     assert not first.is_ended
     await play.ack(1, _MAX_DECLARED + 1)
     assert first.is_ended
-    await asyncio.sleep(0.1)
-    assert len(play.server.streams) == 2
+    await play.server.opened(2)
     play.stream.greet(applied_through=_MAX_DECLARED + 1)
     await settle()
     assert play.stream.sequences() == [(_MAX_DECLARED + 2, 1)]

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import reverb_async as ra
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -49,3 +51,21 @@ def test_the_readme_and_the_guides_have_examples():
 def test_links_between_pages_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_the_reference_is_what_the_docstrings_say():
+    done = subprocess.run(
+        [sys.executable, "-c", "import make_reference; print(make_reference.render(), end='')"],
+        cwd=ROOT / "docs",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == (ROOT / "docs" / "reference.md").read_text(), "run `python docs/make_reference.py`"
+
+
+def test_every_public_name_is_in_the_reference():
+    reference = (ROOT / "docs" / "reference.md").read_text()
+    missing = [name for name in ra.__all__ if name not in reference]
+    assert not missing
