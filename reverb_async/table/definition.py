@@ -9,7 +9,6 @@ import numpy as np
 from reverb_async.core import rate_limiters, selectors
 from reverb_async.errors import InvalidArgument
 
-
 MAX_SIZE = 2**29
 """Items a table can hold: slots are numbered with 32 bits, and some are spare."""
 

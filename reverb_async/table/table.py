@@ -354,7 +354,7 @@ class Table:
 
     @property
     def info(self) -> TableInfo:
-        """What there is to know about the table now. O(items) for the oldest one's age if neither selector is `Fifo`."""
+        """What there is to know about the table now. O(items), for the oldest one's age, if no selector is `Fifo`."""
         state, limiter = self.state, self.state.limiter
         waiters = []
         if len(self.inserters):

@@ -147,10 +147,12 @@ def _tasks() -> set[asyncio.Task[Any]]:
 # -- cancelling -------------------------------------------------------------------------------------------------------
 
 
-async def cancel_after_turns(coro: Any, turns: int) -> Any:
-    """Run a coroutine for some turns of the loop, then cancel it; return what it returned or raised."""
+async def cancel_after_turns(coro: Any, turns: int | None) -> Any:
+    """Run a coroutine for some turns of the loop (None: to its end), then cancel it; return what came of it."""
     task = asyncio.ensure_future(coro)
-    for _ in range(turns):
+    if turns is None:
+        await asyncio.wait({task})
+    for _ in range(turns or 0):
         if task.done():
             break
         await asyncio.sleep(0)
