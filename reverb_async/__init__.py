@@ -1,10 +1,10 @@
 """Asyncio-native experience replay: tables, rate limiters and batches for actors and learners that are coroutines."""
 
-from reverb_async.client.batch import Batch, BatchInfo, Sample, SampleInfo
 from reverb_async.client.client import Client
-from reverb_async.client.history import TrajectoryColumn
-from reverb_async.client.sampler import BatchSampler, Sampler
-from reverb_async.client.writer import TrajectoryWriter
+from reverb_async.client.sampling.batch import Batch, BatchInfo, Sample, SampleInfo
+from reverb_async.client.sampling.sampler import BatchSampler, Sampler
+from reverb_async.client.writing.history import TrajectoryColumn
+from reverb_async.client.writing.writer import TrajectoryWriter
 from reverb_async.core import rate_limiters, selectors
 from reverb_async.core.info import TableInfo
 from reverb_async.core.ragged import Ragged

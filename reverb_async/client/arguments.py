@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from reverb_async.client.collate import as_columns
+from reverb_async.client.sampling.collate import as_columns
 from reverb_async.errors import InvalidArgument
 from reverb_async.protocol.sampling import MAX_BATCH_SIZE, Subscription
 

@@ -21,16 +21,16 @@ from reverb_async.client.arguments import (
     check_shared_memory,
     check_table_name,
 )
-from reverb_async.client.batch import Batch, Sample, make_batch, make_sample
-from reverb_async.client.batch_stream import HURRIED_LEAVE_S, BatchStream
 from reverb_async.client.checks import check_timeout
-from reverb_async.client.collate import Collator, Columns, PadSide, RaggedMode
 from reverb_async.client.connector import Connector, time_limit
-from reverb_async.client.rows import RowInserter
-from reverb_async.client.sampler import BatchSampler, Sampler, StreamPool
+from reverb_async.client.sampling.batch import Batch, Sample, make_batch, make_sample
+from reverb_async.client.sampling.batch_stream import HURRIED_LEAVE_S, BatchStream
+from reverb_async.client.sampling.collate import Collator, Columns, PadSide, RaggedMode
+from reverb_async.client.sampling.sampler import BatchSampler, Sampler, StreamPool
 from reverb_async.client.transport import Transport
 from reverb_async.client.updates import Updates, UpdateStream, as_keys, as_updates
-from reverb_async.client.writer import TrajectoryWriter
+from reverb_async.client.writing.rows import RowInserter
+from reverb_async.client.writing.writer import TrajectoryWriter
 from reverb_async.core.info import TableInfo
 from reverb_async.core.table_state import MutateResult
 from reverb_async.errors import Closed

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from reverb_async.client.client import Client
 from reverb_async.client.connector import Connector
-from reverb_async.client.rows import RowInserter
 from reverb_async.client.transport import StreamKind
-from reverb_async.client.writer import TrajectoryWriter
+from reverb_async.client.writing.rows import RowInserter
+from reverb_async.client.writing.writer import TrajectoryWriter
 from reverb_async.core.info import TableInfo
 from reverb_async.errors import ReplayError, Unavailable
 from reverb_async.inprocess import InProcessTransport

@@ -3,8 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from reverb_async.client.batch import Batch, make_batch, make_sample
-from reverb_async.client.collate import Collator
+from reverb_async.client.sampling.batch import Batch, make_batch, make_sample
+from reverb_async.client.sampling.collate import Collator
 from reverb_async.core.nest import flatten
 from reverb_async.core.spec import ArraySpec
 from reverb_async.errors import InvalidArgument

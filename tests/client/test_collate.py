@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reverb_async.client.collate import Collator, as_columns
+from reverb_async.client.sampling.collate import Collator, as_columns
 from reverb_async.core.nest import flatten
 from reverb_async.core.ragged import Ragged
 from reverb_async.core.spec import ArraySpec, leaf_spec

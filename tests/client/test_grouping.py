@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reverb_async.client.grouping import Grouping, StepGroup
-from reverb_async.client.history import TrajectoryColumn
-from reverb_async.client.outgoing import Outgoing
-from reverb_async.client.steps import StepBuffer
+from reverb_async.client.writing.grouping import Grouping, StepGroup
+from reverb_async.client.writing.history import TrajectoryColumn
+from reverb_async.client.writing.outgoing import Outgoing
+from reverb_async.client.writing.steps import StepBuffer
 from reverb_async.core.nest import flatten
 from reverb_async.protocol.inserting import InsertRequestReader, Segments
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reverb_async.client.history import ColumnHistory, TrajectoryColumn
-from reverb_async.client.steps import StepBuffer
+from reverb_async.client.writing.history import ColumnHistory, TrajectoryColumn
+from reverb_async.client.writing.steps import StepBuffer
 from reverb_async.errors import ExpiredReference, InvalidArgument
 
 

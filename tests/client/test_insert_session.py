@@ -10,8 +10,8 @@ import pytest
 from helpers import settle
 from insert_rig import PlayedServer, PlayedStream
 
-from reverb_async.client.insert_session import _MAX_DECLARED, InsertSession
-from reverb_async.client.outgoing import Block, Outgoing, RowGroup, SentLayout
+from reverb_async.client.writing.insert_session import _MAX_DECLARED, InsertSession
+from reverb_async.client.writing.outgoing import Block, Outgoing, RowGroup, SentLayout
 from reverb_async.core.nest import flatten
 from reverb_async.core.spec import ArraySpec
 from reverb_async.errors import (

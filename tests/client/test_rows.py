@@ -446,7 +446,7 @@ async def test_when_nothing_answers_calls_fail_and_leave_nothing_behind() -> Non
 
 
 async def test_a_timeout_ends_the_wait_for_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reverb_async.client.rows.NOW_S", 0.05)
+    monkeypatch.setattr("reverb_async.client.writing.rows.NOW_S", 0.05)
     async with Rig(queue()) as rig:
         await rig.rows.insert(0, {"t": 1.0})
         rig.transport.is_down = True

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from reliability_rig import (
     in_process_and_tcp,
-    serving,
     service_of,
+    serving,
     until_nothing_waits_or_is_held,
     usage_of,
 )

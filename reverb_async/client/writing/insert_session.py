@@ -13,8 +13,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from reverb_async.client.outgoing import Block, Outgoing, Owner
-from reverb_async.client.unsettled import Stretch, Unsettled
+from reverb_async.client.writing.outgoing import Block, Outgoing, Owner
+from reverb_async.client.writing.unsettled import Stretch, Unsettled
 from reverb_async.core.info import TableInfo
 from reverb_async.errors import Closed, InvalidArgument, ReplayError, TableClosed, Unavailable, from_map
 from reverb_async.protocol.inserting import InsertRequest, InsertResponse

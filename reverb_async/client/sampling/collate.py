@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from reverb_async.client.leaf_values import (
+from reverb_async.client.sampling.leaf_values import (
     Listed,
     Rows,
     Stacked,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from reverb_async.client.columns import Clock, ColumnBuffer
-from reverb_async.client.history import TrajectoryColumn
-from reverb_async.client.outgoing import Outgoing, RowGroup, SentGroup, SentLayout
+from reverb_async.client.writing.columns import Clock, ColumnBuffer
+from reverb_async.client.writing.history import TrajectoryColumn
+from reverb_async.client.writing.outgoing import Outgoing, RowGroup, SentGroup, SentLayout
 from reverb_async.core.nest import Structure
 from reverb_async.core.spec import ArraySpec
 from reverb_async.protocol.inserting import Segments

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from reverb_async.client.grouping import TrajectoryLayout
-from reverb_async.client.history import Range
-from reverb_async.client.insert_session import Connection, InsertSession
-from reverb_async.client.outgoing import MAX_MESSAGE_BYTES, Block, Outgoing, stack_rows
+from reverb_async.client.writing.grouping import TrajectoryLayout
+from reverb_async.client.writing.history import Range
+from reverb_async.client.writing.insert_session import Connection, InsertSession
+from reverb_async.client.writing.outgoing import MAX_MESSAGE_BYTES, Block, Outgoing, stack_rows
 from reverb_async.core.leaf import Leaf
 from reverb_async.errors import ReplayError, Unavailable
 from reverb_async.protocol.inserting import Items, Segments

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from reverb_async.client.checks import check_chunk_length, check_timeout, positive, targets_of
-from reverb_async.client.columns import ColumnBuffer
 from reverb_async.client.connector import NOW_S
-from reverb_async.client.grouping import Grouping
-from reverb_async.client.insert_session import Connection
-from reverb_async.client.items import ItemQueue
-from reverb_async.client.steps import StepBuffer
-from reverb_async.client.trajectories import Trajectories
+from reverb_async.client.writing.columns import ColumnBuffer
+from reverb_async.client.writing.grouping import Grouping
+from reverb_async.client.writing.insert_session import Connection
+from reverb_async.client.writing.items import ItemQueue
+from reverb_async.client.writing.steps import StepBuffer
+from reverb_async.client.writing.trajectories import Trajectories
 from reverb_async.core.nest import Path
 from reverb_async.errors import Closed, DeadlineExceeded, InvalidArgument, ReplayError, SignatureMismatch, TableNotFound
 

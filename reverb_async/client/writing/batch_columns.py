@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from reverb_async.client.row_blocks import ragged_rows
+from reverb_async.client.writing.row_blocks import ragged_rows
 from reverb_async.core.nest import Path, Structure, flatten
 from reverb_async.core.ragged import Ragged
 from reverb_async.core.spec import ArraySpec, as_leaf, leaf_spec

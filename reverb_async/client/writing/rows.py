@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reverb_async.client.batch_columns import BatchColumns
 from reverb_async.client.checks import Target, check_timeout
 from reverb_async.client.connector import NOW_S
-from reverb_async.client.insert_session import CLOSE_S, Connection, InsertSession
-from reverb_async.client.outgoing import MAX_MESSAGE_BYTES, Block, Outgoing
-from reverb_async.client.row_blocks import (
+from reverb_async.client.writing.batch_columns import BatchColumns
+from reverb_async.client.writing.insert_session import CLOSE_S, Connection, InsertSession
+from reverb_async.client.writing.outgoing import MAX_MESSAGE_BYTES, Block, Outgoing
+from reverb_async.client.writing.row_blocks import (
     MAX_ROWS,
     BatchRows,
     Call,
@@ -25,7 +25,7 @@ from reverb_async.client.row_blocks import (
     as_rows_of,
     part_of,
 )
-from reverb_async.client.row_kinds import RowKinds
+from reverb_async.client.writing.row_kinds import RowKinds
 from reverb_async.core.nest import flatten
 from reverb_async.core.spec import as_leaf
 from reverb_async.core.variable import VariableRows

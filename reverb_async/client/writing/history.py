@@ -9,7 +9,7 @@ from typing import Any, ClassVar, SupportsIndex
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from reverb_async.client.columns import ColumnBuffer
+from reverb_async.client.writing.columns import ColumnBuffer
 from reverb_async.errors import InvalidArgument
 
 Range = tuple[int, int]

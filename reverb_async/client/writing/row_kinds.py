@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reverb_async.client.batch_columns import BatchColumns
 from reverb_async.client.checks import Target, targets_of, widened
-from reverb_async.client.outgoing import RowGroup, SentLayout
-from reverb_async.client.row_blocks import RowLayout
+from reverb_async.client.writing.batch_columns import BatchColumns
+from reverb_async.client.writing.outgoing import RowGroup, SentLayout
+from reverb_async.client.writing.row_blocks import RowLayout
 from reverb_async.core.info import TableInfo
 from reverb_async.core.leaf import Leaf
 from reverb_async.core.nest import Structure

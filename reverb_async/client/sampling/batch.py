@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from reverb_async.client.collate import Collator
+from reverb_async.client.sampling.collate import Collator
 from reverb_async.client.updates import as_priorities
 from reverb_async.errors import InvalidArgument
 from reverb_async.protocol.sampling import SampledBatch

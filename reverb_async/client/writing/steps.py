@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from reverb_async.client.checks import MAX_VARIABLE_RANK, Target
-from reverb_async.client.columns import Clock, ColumnBuffer
-from reverb_async.client.history import ColumnHistory
+from reverb_async.client.writing.columns import Clock, ColumnBuffer
+from reverb_async.client.writing.history import ColumnHistory
 from reverb_async.core.nest import Path, Structure, flatten
 from reverb_async.core.ragged import Ragged
 from reverb_async.core.spec import ArraySpec, as_leaf, leaf_spec

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from reverb_async.client.checks import Target, as_priority, widened
-from reverb_async.client.grouping import Grouping, TrajectoryLayout
-from reverb_async.client.history import ColumnHistory, TrajectoryColumn
-from reverb_async.client.items import ItemQueue
-from reverb_async.client.outgoing import RowGroup
-from reverb_async.client.steps import StepBuffer
+from reverb_async.client.writing.grouping import Grouping, TrajectoryLayout
+from reverb_async.client.writing.history import ColumnHistory, TrajectoryColumn
+from reverb_async.client.writing.items import ItemQueue
+from reverb_async.client.writing.outgoing import RowGroup
+from reverb_async.client.writing.steps import StepBuffer
 from reverb_async.core.leaf import Leaf
 from reverb_async.core.nest import Path, Structure, flatten
 from reverb_async.core.spec import ArraySpec, as_leaf, leaf_spec

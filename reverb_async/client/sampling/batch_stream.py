@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from reverb_async.client.connector import NOW_S, Connector
 from reverb_async.client.conversation import Conversation
-from reverb_async.client.queued_priorities import QueuedPriorities
+from reverb_async.client.sampling.queued_priorities import QueuedPriorities
 from reverb_async.client.updates import UpdateStream
 from reverb_async.core.selectors import Selector, from_options
 from reverb_async.errors import Closed, DeadlineExceeded, InvalidArgument, ReplayError, Unavailable, from_map

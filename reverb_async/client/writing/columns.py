@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reverb_async.client.outgoing import stack_rows
+from reverb_async.client.writing.outgoing import stack_rows
 from reverb_async.core.leaf import Leaf
 from reverb_async.core.nest import Path
 from reverb_async.core.spec import ArraySpec, as_leaf, dtype_name, leaf_spec

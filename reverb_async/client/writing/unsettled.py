@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from reverb_async.client.outgoing import Block, Outgoing
+from reverb_async.client.writing.outgoing import Block, Outgoing
 from reverb_async.errors import ReplayError
 
 

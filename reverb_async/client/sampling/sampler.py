@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Generic, NoReturn, Self, TypeAlias, TypeVar
 
-from reverb_async.client.batch import Batch, Sample, make_batch, make_sample
-from reverb_async.client.batch_stream import HURRIED_LEAVE_S, LEAVE_S, BatchStream
-from reverb_async.client.collate import Collator
+from reverb_async.client.sampling.batch import Batch, Sample, make_batch, make_sample
+from reverb_async.client.sampling.batch_stream import HURRIED_LEAVE_S, LEAVE_S, BatchStream
+from reverb_async.client.sampling.collate import Collator
 from reverb_async.core.nest import Path
 from reverb_async.errors import DeadlineExceeded, RateLimiterTimeout
 from reverb_async.protocol.sampling import SampledBatch, Subscription

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reverb_async.client.outgoing import MAX_MESSAGE_BYTES, Block, Outgoing, RowGroup, SentLayout, stack_rows
+from reverb_async.client.writing.outgoing import MAX_MESSAGE_BYTES, Block, Outgoing, RowGroup, SentLayout, stack_rows
 from reverb_async.core.leaf import Leaf
 from reverb_async.core.spec import ArraySpec
 from reverb_async.core.variable import VariableRows

@@ -1,0 +1,1 @@
+"""Sampling: streams of batches, put together as nested arrays."""

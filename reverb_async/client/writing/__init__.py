@@ -1,0 +1,1 @@
+"""Inserting: rows as they stand, and trajectories step by step, over sessions that survive reconnects."""
