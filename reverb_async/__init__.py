@@ -6,10 +6,10 @@ from reverb_async.client.sampling.sampler import BatchSampler, Sampler
 from reverb_async.client.writing.history import TrajectoryColumn
 from reverb_async.client.writing.writer import TrajectoryWriter
 from reverb_async.core import rate_limiters, selectors
+from reverb_async.core.draw import MutateResult
 from reverb_async.core.info import TableInfo
 from reverb_async.core.ragged import Ragged
 from reverb_async.core.spec import ArraySpec
-from reverb_async.core.table_state import MutateResult
 from reverb_async.errors import (
     CheckpointError,
     Closed,

@@ -106,15 +106,17 @@ class InProcessTransport:
         upwards, downwards = _Pipe(), _Pipe()
         theirs = _End(upwards, downwards, lambda: None)
         serve: Callable[[Duplex], Awaitable[None]] = getattr(self._service, kind)
-        task = asyncio.create_task(self._serve(serve(theirs), upwards, downwards), name=f"in-process {kind} stream")
+        task = asyncio.create_task(self._serve(serve, theirs, upwards, downwards), name=f"in-process {kind} stream")
         self._streams.add(task)
         task.add_done_callback(self._streams.discard)
         return _End(downwards, upwards, task.cancel)
 
-    async def _serve(self, serving: Awaitable[None], upwards: _Pipe, downwards: _Pipe) -> None:
+    async def _serve(
+        self, serve: Callable[[Duplex], Awaitable[None]], end: Duplex, upwards: _Pipe, downwards: _Pipe
+    ) -> None:
         ending: ReplayError | None = Unavailable("the server ended the stream")
         try:
-            await serving
+            await serve(end)
             ending = None
         except ReplayError as error:
             ending = error

@@ -23,6 +23,8 @@ class Replay:
     """
 
     def __init__(self, tables: Sequence[Table]) -> None:
+        if isinstance(tables, Table):
+            raise InvalidArgument("tables is a list: put the table into one, Server([table])")
         if not tables:
             raise InvalidArgument("a server needs at least one table, such as Table('replay', max_size=1_000_000)")
         self.tables: dict[str, Table] = {}
@@ -59,6 +61,18 @@ class Replay:
         self._num_writers += change
         for table in self.tables.values():
             table.num_writers = self._num_writers
+
+    def open(self) -> None:
+        """Admit calls to all tables, or, if one of them belongs to another server (`InvalidArgument`), to none."""
+        opened: list[Table] = []
+        try:
+            for table in self.tables.values():
+                table.open()
+                opened.append(table)
+        except InvalidArgument:
+            for table in opened:
+                table.close()
+            raise
 
     def close(self) -> None:
         """End every wait."""

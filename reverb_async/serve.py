@@ -58,6 +58,7 @@ tables:
                       min_size_to_sample, min_diff, max_diff. The parameters given imply it.
   kind                queue or stack: every item is handed out once, inserts wait while it is full
   more                max_size (default 1_000_000), max_times_sampled, max_bytes, seed, signature
+                      ("any" is an open extent in a signature's shape: shape = ["any", 4])
 
   What --table says about a table of the file changes only that. Without any table there is one: "replay",
   uniform. --print-config shows everything as it will be.

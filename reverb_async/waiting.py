@@ -93,7 +93,7 @@ def reported(describe: Callable[[], str], also: Callable[[str], None] | None = N
 
     def warn(interval: float) -> None:
         nonlocal timer
-        text = f"{describe()}; waiting for {loop.time() - started:.0f} s"
+        text = f"{describe()}; has waited {loop.time() - started:.0f} s"
         logger.warning(text)
         if also is not None:
             also(text)

@@ -11,13 +11,14 @@ import pytest
 from numpy.typing import ArrayLike, NDArray
 
 from reverb_async.core import rate_limiters, selectors
+from reverb_async.core.draw import Draw
 from reverb_async.core.gather import GatherPlan
 from reverb_async.core.item import ItemBlock, ItemLayout, Leaf
 from reverb_async.core.nest import flatten
 from reverb_async.core.runs import Runs
 from reverb_async.core.spec import ArraySpec
 from reverb_async.core.storage import RowCursor, Storage
-from reverb_async.core.table_state import Draw, TableState
+from reverb_async.core.table_state import TableState
 from reverb_async.table import RowInsertion, Table
 from reverb_async.waiting import Deadline
 

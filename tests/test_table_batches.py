@@ -8,8 +8,8 @@ import pytest
 from helpers import Clock, Items, insert_block, keys, keys_of, no_keys, settle
 
 from reverb_async.core import selectors
+from reverb_async.core.draw import Draw
 from reverb_async.core.rate_limiters import MinSize, RateLimiter, SampleToInsertRatio
-from reverb_async.core.table_state import Draw
 from reverb_async.errors import RateLimiterTimeout, TableClosed
 from reverb_async.table import Table
 from reverb_async.waiting import Deadline

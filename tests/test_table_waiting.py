@@ -308,9 +308,9 @@ class TestReporting:
                 if clock.now == 1015:
                     await items.insert(table, [1])
         assert told == [
-            "table 't' needs 5 more inserts (min_size_to_sample 5, holds 0); 0 writers connected; waiting for 10 s",
-            "table 't' needs 4 more inserts (min_size_to_sample 5, holds 1); 0 writers connected; waiting for 20 s",
-            "table 't' needs 4 more inserts (min_size_to_sample 5, holds 1); 0 writers connected; waiting for 40 s",
+            "table 't' needs 5 more inserts (min_size_to_sample 5, holds 0); 0 writers connected; has waited 10 s",
+            "table 't' needs 4 more inserts (min_size_to_sample 5, holds 1); 0 writers connected; has waited 20 s",
+            "table 't' needs 4 more inserts (min_size_to_sample 5, holds 1); 0 writers connected; has waited 40 s",
         ]
         assert caplog.messages == told
         sampling.cancel()

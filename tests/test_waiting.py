@@ -103,9 +103,9 @@ class TestReported:
             caplog.messages
             == told
             == [
-                "table 't' needs one thing; waiting for 10 s",
-                "table 't' needs another; waiting for 20 s",
-                "table 't' needs a third; waiting for 40 s",
+                "table 't' needs one thing; has waited 10 s",
+                "table 't' needs another; has waited 20 s",
+                "table 't' needs a third; has waited 40 s",
             ]
         )
         done.set()

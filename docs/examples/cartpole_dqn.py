@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import logging
 import sys
 import time
 from collections import deque
@@ -155,6 +156,9 @@ async def act(client: ra.Client, number: int, num_actors: int) -> None:
     rng = np.random.default_rng(number)
     epsilon = 0.4 ** (1 + 4 * number / max(1, num_actors - 1))
     env = gymnasium.make("CartPole-v1")
+    logging.getLogger("reverb_async").setLevel(
+        logging.ERROR
+    )  # In the end actors are cut off; what they lose is no loss.
     async with client.trajectory_writer(num_keep_alive_refs=N_STEPS + 1) as writer:
         for episode in range(sys.maxsize):
             params: Params = (await client.sample_one("weights")).data
@@ -247,6 +251,8 @@ class Progress:
     started: float = field(default_factory=time.monotonic)
     curve: list[tuple[float, float]] = field(default_factory=list)
     """(seconds, mean return) of every evaluation."""
+    evaluated: int = 0
+    """Updates before the last evaluation."""
     updates: int = 0
     td_error: float = float("nan")
 
@@ -269,6 +275,7 @@ async def learn(client: ra.Client, learner: Learner, progress: Progress) -> None
                 await client.insert(learner.params, {"weights": 1.0})
             if learner.updates % EVALUATION_PERIOD == 0:
                 mean_return = await asyncio.to_thread(evaluate, learner.params)
+                progress.evaluated = learner.updates
                 progress.curve.append((progress.seconds, mean_return))
                 if mean_return >= SOLVED:
                     return
@@ -298,7 +305,7 @@ async def show(client: ra.Client, progress: Progress) -> None:
         shown = 0
         while True:
             for seconds, value in progress.curve[shown:]:
-                console.print(f"{seconds:5.0f} s  {progress.updates:6d} updates  mean return {value:5.0f}")
+                console.print(f"{seconds:5.0f} s  {progress.evaluated:6d} updates  mean return {value:5.0f}")
             shown = len(progress.curve)
             await asyncio.sleep(0.5)
     with Live(console=console, auto_refresh=False) as live:
@@ -326,8 +333,8 @@ def plot(progress: Progress, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-async def run(options: argparse.Namespace) -> bool:
-    """Run server, actors and learner; return whether the task was solved."""
+async def run(options: argparse.Namespace) -> Progress:
+    """Run server, actors and learner until the task is solved or the time is up."""
     progress, learner = Progress(), Learner(options.seed)
     async with ra.Server(make_tables()) as server:
         client = server.client() if options.in_process else ra.Client(server.address)
@@ -335,15 +342,13 @@ async def run(options: argparse.Namespace) -> bool:
             showing = asyncio.create_task(show(client, progress))
             try:
                 await asyncio.wait_for(learn(client, learner, progress), 60 * options.minutes)
+                await asyncio.sleep(0.6)  # The view draws the last evaluation, too.
             except TimeoutError:
                 pass
             finally:
-                await asyncio.sleep(0.6)
                 showing.cancel()
                 await asyncio.wait([showing])
-    if progress.curve:
-        plot(progress, options.plot)
-    return bool(progress.curve) and progress.curve[-1][1] >= SOLVED
+    return progress
 
 
 def main() -> int:
@@ -363,8 +368,16 @@ def main() -> int:
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(run_actors(options.act, [int(number) for number in options.numbers.split(",")], options.actors))
         return 0
-    solved = asyncio.run(run(options))
-    print("solved" if solved else "not solved", f"- learning curve in {options.plot}")
+    try:
+        progress = asyncio.run(run(options))
+    except KeyboardInterrupt:
+        print("stopped")
+        return 130
+    if progress.curve:
+        plot(progress, options.plot)
+        print(f"learning curve: {options.plot}")
+    solved = bool(progress.curve) and progress.curve[-1][1] >= SOLVED
+    print("solved" if solved else "not solved", f"in {progress.seconds:.0f} s")
     return 0 if solved else 1
 
 

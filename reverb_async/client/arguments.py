@@ -30,6 +30,11 @@ def check_address(address: object) -> None:
     host, _, port = address.rpartition(":")
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
         raise InvalidArgument(f"{address!r} is no address: put IPv6 addresses in brackets, as in '[::1]:8000'")
+    if host and port == "0":
+        raise InvalidArgument(
+            f"{address!r} is no address; port 0: has the server been started? "
+            "The real port is in server.address once the server has started"
+        )
     if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 1 << 16:
         raise InvalidArgument(f"{address!r} is no address: pass 'host:port', '127.0.0.1:8000' say, or 'unix:///path'")
 

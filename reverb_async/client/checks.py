@@ -112,10 +112,12 @@ def widened(spec: ArraySpec, shape: Sequence[int | None]) -> ArraySpec | None:
     return ArraySpec(extents, spec.dtype)
 
 
-def check_timeout(timeout: float | None) -> None:
+def check_timeout(timeout: object) -> None:
     """Refuse what is no number of seconds."""
-    if timeout is not None and (isinstance(timeout, bool | str) or not timeout >= 0):
-        raise InvalidArgument(f"timeout is seconds >= 0, or None to wait as long as it takes, got {timeout!r}")
+    if timeout is None:
+        return
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float | np.number) or not timeout >= 0:
+        raise InvalidArgument(f"timeout is seconds >= 0, or None to wait as long as it takes, got {timeout!r:.60}")
 
 
 def positive(value: int, what: str) -> int:

@@ -31,8 +31,8 @@ from reverb_async.client.transport import Transport
 from reverb_async.client.updates import Updates, UpdateStream, as_keys, as_updates
 from reverb_async.client.writing.rows import RowInserter
 from reverb_async.client.writing.writer import TrajectoryWriter
+from reverb_async.core.draw import MutateResult
 from reverb_async.core.info import TableInfo
-from reverb_async.core.table_state import MutateResult
 from reverb_async.errors import Closed
 from reverb_async.protocol.sampling import Subscription
 

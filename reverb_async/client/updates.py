@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from reverb_async.client.connector import Connector, time_limit
 from reverb_async.client.conversation import Conversation
-from reverb_async.core.table_state import MutateResult
+from reverb_async.core.draw import MutateResult
 from reverb_async.errors import Closed, InvalidArgument, ReplayError, from_map
 from reverb_async.protocol.message import Message
 from reverb_async.protocol.updating import MAX_KEYS, UpdateRequest, UpdateResponse

@@ -148,6 +148,9 @@ def _read_specs(setting: Setting) -> object:
     shape = nest.get("shape", [])
     if not isinstance(shape, list):
         raise setting.refuse(f'shape must be a list such as [84, 84] or ["any", 4], got {shown(shape)}')
+    for extent in shape:
+        if isinstance(extent, str) and extent != "any":
+            raise setting.refuse(f'write "any" for an open extent, got {shown(extent)}')
     try:
         return ArraySpec([None if extent == "any" else extent for extent in shape], nest["dtype"])
     except InvalidArgument as error:

@@ -97,7 +97,7 @@ class SampleToInsertRatio(RateLimiter):
         if not high - low >= least:
             raise InvalidArgument(
                 f"error_buffer {error_buffer!r} leaves {high - low:g} between the bounds; "
-                f"with samples_per_insert {ratio:g} it takes at least {least:g}"
+                f"with samples_per_insert {ratio:g} it takes at least {least:g}: error_buffer >= {least / 2:g}"
             )
         if high < centre:
             warnings.warn(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reverb_async.core.table_state import MutateResult
+from reverb_async.core.draw import MutateResult
 from reverb_async.protocol.fields import integer, items_of, text
 from reverb_async.protocol.message import BufferReader, Message
 

@@ -87,14 +87,13 @@ class Server:
         """Listen. A server starts once.
 
         Raises:
-            InvalidArgument: the port or the path is taken, or cannot be used.
+            InvalidArgument: the port or the path is taken, or cannot be used; or another server has one of the tables.
             Closed: it was started or closed before.
         """
         if self._stopped is not None or self._closed:
             raise Closed("this server was started before: make a new one")
+        self._replay.open()
         self._stopped = asyncio.Event()
-        for table in self.tables.values():
-            table.open()
         self._handlers = ReplayHandlers(self._service)
         self._health = HealthHandlers()
         budget = WindowBudget(RECEIVE_BUDGET_BYTES)
@@ -121,11 +120,12 @@ class Server:
 
     async def close(self) -> None:
         """Stop: waiting calls get `TableClosed`, connections end. Idempotent; takes at most a few seconds."""
-        if self._closed:
-            if self._stopped is not None:
-                await self._stopped.wait()
+        was_closed, self._closed = self._closed, True
+        if self._stopped is None:
             return
-        self._closed = True
+        if was_closed:
+            await self._stopped.wait()
+            return
         if self._tick is not None:
             self._tick.cancel()
         for server in self._listening:
@@ -149,14 +149,13 @@ class Server:
             if self._unix_path is not None and len(self._listening) == 1 + (self._port is not None):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self._unix_path)
-            if self._stopped is not None:
-                self._stopped.set()
+            self._stopped.set()
 
     def client(self) -> Client:
         """Return a client in this process: the same calls and waits, no bytes on a wire. Closed with the server."""
         if self._stopped is None or self._closed:
             raise Closed("the server is not running: `await server.start()` first, or use `async with`")
-        transport = InProcessTransport(self._service, f"in-process ({self.address})")
+        transport = InProcessTransport(self._service, "the server in this process")
         client = Client._over(transport)
         self._transports.append(transport)
         self._clients.append(client)
@@ -174,10 +173,18 @@ class Server:
 
     @property
     def address(self) -> str:
-        """What to give to `Client`: ``host:port``, or ``unix:///path`` when there is no TCP."""
+        """What to give to `Client`: ``host:port``, or ``unix:///path`` when there is no TCP.
+
+        Raises:
+            InvalidArgument: there is neither.
+        """
         if self._port is not None:
             return f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
-        return "no address" if self._unix_path is None else f"unix://{os.path.abspath(self._unix_path)}"
+        if self.unix_address is None:
+            raise InvalidArgument(
+                "this server listens nowhere: use server.client(), or give it a port (0: any) or a unix_path"
+            )
+        return self.unix_address
 
     @property
     def unix_address(self) -> str | None:

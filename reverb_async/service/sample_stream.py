@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from reverb_async.core.draw import Draw
 from reverb_async.core.gather import GatherPlan, Piece
 from reverb_async.core.item import ItemLayout
 from reverb_async.core.nest import Path, Structure
-from reverb_async.core.table_state import Draw
 from reverb_async.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted
 from reverb_async.protocol.message import Duplex
 from reverb_async.protocol.sampling import (

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from reverb_async.core.draw import MutateResult
 from reverb_async.core.info import TableInfo
-from reverb_async.core.table_state import MutateResult
 from reverb_async.errors import CheckpointError, InvalidArgument
 from reverb_async.protocol.hello import PROTOCOL_VERSION, Hello
 from reverb_async.protocol.message import Duplex

@@ -18,19 +18,12 @@ def check_definition(config: dict[str, Any]) -> None:
     name = config["name"]
     if not isinstance(name, str) or not name:
         raise InvalidArgument(f"a table's name must be a non-empty str, got {name!r}")
-    for field, least, most in (
-        ("max_size", 1, MAX_SIZE),
-        ("max_times_sampled", 0, 2**31 - 1),
-        ("max_bytes", 1, 2**63 - 1),
-    ):
-        value = config[field]
-        if value is None and field == "max_bytes":
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
-            raise InvalidArgument(f"table {name!r}: {field} must be an int from {least} to {most}, got {value!r}")
-    seed = config["seed"]
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0):
-        raise InvalidArgument(f"table {name!r}: seed must be None or an int >= 0, got {seed!r}")
+    check_size(name, config["max_size"])
+    _check_int(name, "max_times_sampled", config["max_times_sampled"], 0, 2**31 - 1)
+    if config["max_bytes"] is not None:
+        _check_int(name, "max_bytes", config["max_bytes"], 1, 2**63 - 1)
+    if config["seed"] is not None:
+        _check_int(name, "seed", config["seed"], 0, 2**63 - 1)
     for field in ("sampler", "remover"):
         if not isinstance(config[field], selectors.Selector):
             raise InvalidArgument(
@@ -48,3 +41,13 @@ def check_definition(config: dict[str, Any]) -> None:
             f"table {name!r}: min_size_to_sample={limiter.min_size_to_sample} can never be reached with "
             f"max_size={config['max_size']}"
         )
+
+
+def check_size(name: str, max_size: object) -> None:
+    """Refuse a `max_size` that cannot work."""
+    _check_int(name, "max_size", max_size, 1, MAX_SIZE)
+
+
+def _check_int(name: str, field: str, value: object, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
+        raise InvalidArgument(f"table {name!r}: {field} must be an int from {least} to {most}, got {value!r}")

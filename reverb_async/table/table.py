@@ -12,14 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reverb_async.core import rate_limiters, selectors
+from reverb_async.core.draw import Draw, MutateResult
 from reverb_async.core.gather import GatherPlan
 from reverb_async.core.info import CallStats, RateLimiterInfo, TableInfo, WaiterInfo
 from reverb_async.core.item import ItemBlock, ItemLayout
 from reverb_async.core.spec import Signature
-from reverb_async.core.table_state import Draw, MutateResult, TableState
+from reverb_async.core.table_state import TableState
 from reverb_async.errors import InvalidArgument, RateLimiterTimeout, SignatureMismatch, TableClosed
 from reverb_async.metrics import RateMeter
-from reverb_async.table.definition import check_definition
+from reverb_async.table.definition import check_definition, check_size
 from reverb_async.table.sample_request import SampleRequest
 from reverb_async.waiting import Deadline, Gate, reported
 
@@ -99,19 +100,24 @@ class Table:
         """Insert streams that may bring items; only for messages."""
         self.num_samplers = 0
         """Sample streams open on this table; only for messages."""
+        self._open = False
         self._closed = False
         self.inserters = Gate()
         """Where inserts wait; see `RowInsertion`."""
         self._samplers = Gate()
+        self._at_head: SampleRequest | None = None
+        """What the head of the waiting samplers wants."""
 
     @classmethod
     def queue(cls, name: str, max_size: int, *, signature: Any = None, max_bytes: int | None = None) -> Table:
         """Return a table that hands out every item once, oldest first; inserts wait while it is full."""
+        check_size(name, max_size)
         return cls._once(name, max_size, selectors.Fifo(), rate_limiters.Queue(max_size), signature, max_bytes)
 
     @classmethod
     def stack(cls, name: str, max_size: int, *, signature: Any = None, max_bytes: int | None = None) -> Table:
         """Return a table that hands out every item once, newest first; inserts wait while it is full."""
+        check_size(name, max_size)
         return cls._once(name, max_size, selectors.Lifo(), rate_limiters.Stack(max_size), signature, max_bytes)
 
     @classmethod
@@ -220,7 +226,7 @@ class Table:
         if not reason:
             full = not self.state.slots.num_free
             reason = "waits for samplers to acknowledge items" if full else "serves inserts that came earlier"
-        return f"table {self.name!r} {reason}; {self.num_samplers} samplers connected"
+        return f"table {self.name!r} {reason}; {_connected(self.num_samplers, 'sampler')}"
 
     def raise_if_closed(self) -> None:
         """Raise `TableClosed` after `close`."""
@@ -261,7 +267,7 @@ class Table:
         self, request: SampleRequest, deadline: Deadline, partial: bool, notice: Notice | None
     ) -> None:
         def refusal() -> str:
-            return self._sample_refusal(request.missing)
+            return self._sample_refusal(request)
 
         try:
             with self._samplers.standing(), reported(refusal, notice):
@@ -270,6 +276,7 @@ class Table:
                         deadline.check()
                     async with self._samplers.turn:
                         self.raise_if_closed()
+                        self._at_head = request
                         while not request.fill():
                             self._wake_inserters()  # What was reserved or drawn may admit inserts.
                             deadline.check()
@@ -285,6 +292,9 @@ class Table:
             request.undo()
             self._wake_all()
             raise
+        finally:
+            if self._at_head is request:
+                self._at_head = None
         request.waited = True
 
     def acknowledge(self, draw: Draw) -> None:
@@ -301,9 +311,11 @@ class Table:
         """Find the rows of a fresh draw; call it in the step that drew."""
         return GatherPlan(self.state.slots, draw.slots)
 
-    def _sample_refusal(self, n: int) -> str:
-        reason = self.state.limiter.sample_refusal(n) or "serves samples that came earlier"
-        return f"table {self.name!r} {reason}; {self.num_writers} writers connected"
+    def _sample_refusal(self, request: SampleRequest) -> str:
+        reason = self.state.limiter.sample_refusal(request.missing) or "serves samples that came earlier"
+        if request.count:
+            reason += f"; {request.count} of the {request.size} items of the batch are collected"
+        return f"table {self.name!r} {reason}; {_connected(self.num_writers, 'writer')}"
 
     # -- changing -----------------------------------------------------------------------------------------------------
 
@@ -329,8 +341,16 @@ class Table:
             asyncio.get_running_loop().call_soon(self._dismantle)
 
     def open(self) -> None:
-        """Admit calls of the running event loop, also again after `close`."""
-        self._closed = False
+        """Admit calls of the running event loop, also again after `close`.
+
+        Raises:
+            InvalidArgument: the table is open for another server.
+        """
+        if self._open:
+            raise InvalidArgument(
+                f"table {self.name!r} belongs to a running server: close that one, or use table.replace() for a new table"
+            )
+        self._open, self._closed = True, False
         # What has been waited for is bound to the event loop of that time.
         if not len(self.inserters):
             self.inserters = Gate()
@@ -339,7 +359,7 @@ class Table:
 
     def close(self) -> None:
         """End every wait with `TableClosed` and refuse new calls. Idempotent."""
-        self._closed = True
+        self._open, self._closed = False, True
         self._wake_all()
 
     def _wake_inserters(self) -> None:
@@ -370,7 +390,7 @@ class Table:
             waiters.append(
                 WaiterInfo(
                     kind="sample",
-                    reason=self._sample_refusal(1),
+                    reason=self._sample_refusal(self._at_head or SampleRequest(state, 1)),
                     since=self._samplers.oldest,
                     count=len(self._samplers),
                 )
@@ -404,3 +424,7 @@ class Table:
             oldest_item_age=0.0 if oldest is None else now - oldest,
             newest_item_age=0.0 if oldest is None else now - self._last_insert,
         )
+
+
+def _connected(count: int, kind: str) -> str:
+    return f"{count} {kind}{'' if count == 1 else 's'} connected"

@@ -11,7 +11,7 @@ from reverb_async.protocol.message import Message
 from reverb_async.wire.generated.reverb_async.v1 import Frame
 from reverb_async.wire.http2 import Call, ReplayChannel, abort_server_stream
 from reverb_async.wire.parts import MAX_UNIT_BYTES, Assembler, split
-from reverb_async.wire.status import TRANSPORT_ERRORS, from_grpc_error, status_as_errors
+from reverb_async.wire.status import TRANSPORT_ERRORS, cause_of, from_grpc_error, status_as_errors
 
 
 class GrpcServerDuplex:
@@ -36,7 +36,7 @@ class GrpcServerDuplex:
             for part in split(message):
                 await self._stream.send_message(part)
         except TRANSPORT_ERRORS as error:
-            raise self._translated(error) from error
+            raise self._translated(error) from cause_of(error)
 
     async def receive(self) -> Message | None:
         """Return the next message, None once the client has ended its side.
@@ -50,7 +50,7 @@ class GrpcServerDuplex:
             try:
                 part = await self._stream.recv_message()
             except TRANSPORT_ERRORS as error:
-                raise self._translated(error) from error
+                raise self._translated(error) from cause_of(error)
             self._check_open()
             if part is None:
                 return None
@@ -64,7 +64,7 @@ class GrpcServerDuplex:
         try:
             await self._stream.send_trailing_metadata()
         except TRANSPORT_ERRORS as error:
-            raise self._translated(error) from error
+            raise self._translated(error) from cause_of(error)
 
     def abort(self) -> None:
         """Reset the stream; never waits."""
@@ -106,7 +106,7 @@ class GrpcClientDuplex:
             for part in split(message):
                 await self._call.send(part, Frame)
         except TRANSPORT_ERRORS as error:
-            raise self._translated(error) from error
+            raise self._translated(error) from cause_of(error)
 
     async def receive(self) -> Message | None:
         """Return the next message, None once the server has ended the call with success.
@@ -120,7 +120,7 @@ class GrpcClientDuplex:
             try:
                 part = await self._call.receive(Frame)
             except TRANSPORT_ERRORS as error:
-                raise self._translated(error) from error
+                raise self._translated(error) from cause_of(error)
             if part is None:
                 return None
             whole = self._assembler.feed(part)
@@ -133,7 +133,7 @@ class GrpcClientDuplex:
         try:
             await self._call.end()
         except TRANSPORT_ERRORS as error:
-            raise self._translated(error) from error
+            raise self._translated(error) from cause_of(error)
 
     def abort(self) -> None:
         """Reset the stream, if it is still open, and let go of it; never waits. Call it, at last, on every duplex."""

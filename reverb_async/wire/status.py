@@ -111,6 +111,11 @@ def from_grpc_error(error: Exception, address: str) -> ReplayError:
     return Unavailable(f"cannot reach {address}: {cause}")
 
 
+def cause_of(error: Exception) -> Exception | None:
+    """Return what a user is to see as the cause of the translated error; nothing if the server described it."""
+    return None if isinstance(error, GRPCError) and isinstance(error.details, dict) else error
+
+
 @contextmanager
 def errors_as_status() -> Iterator[None]:
     """Let errors leave a server's handler as gRPC statuses.
@@ -133,7 +138,7 @@ def status_as_errors(address: str) -> Iterator[None]:
     except ReplayError:
         raise
     except TRANSPORT_ERRORS as error:
-        raise from_grpc_error(error, address) from error
+        raise from_grpc_error(error, address) from cause_of(error)
 
 
 def _shortened(text: str) -> str:

@@ -9,7 +9,7 @@ from helpers import Clock, settle
 from sampling_rig import PlayedServer, tasks_beside
 
 import reverb_async as ra
-from reverb_async.core.table_state import MutateResult
+from reverb_async.core.draw import MutateResult
 from reverb_async.errors import CheckpointError, Closed, DeadlineExceeded, InvalidArgument, TableNotFound, Unavailable
 
 NOBODY = "127.0.0.1:1"

@@ -701,9 +701,9 @@ async def test_what_a_server_waits_for_is_logged_in_the_clients_words(caplog):
         waiting = asyncio.create_task(anext(client.sample("t")))
         stream = await next_stream(server)
         with caplog.at_level(logging.WARNING):
-            stream.answer(SampleResponse(waiting="table 't' needs 3 more inserts; waiting for 10 s"))
+            stream.answer(SampleResponse(waiting="table 't' needs 3 more inserts; has waited 10 s"))
             await settle()
-        assert "sampling from 't' at played:1: table 't' needs 3 more inserts; waiting for 10 s" in caplog.text
+        assert "sampling from 't' at played:1: table 't' needs 3 more inserts; has waited 10 s" in caplog.text
         waiting.cancel()
 
 

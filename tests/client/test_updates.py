@@ -8,7 +8,7 @@ from sampling_rig import BreakableTransport, PlayedServer, tasks_beside
 
 import reverb_async as ra
 from reverb_async.client.updates import UpdateStream, as_keys, as_priorities, as_updates
-from reverb_async.core.table_state import MutateResult
+from reverb_async.core.draw import MutateResult
 from reverb_async.errors import Closed, DeadlineExceeded, InvalidArgument, TableNotFound, Unavailable
 from reverb_async.protocol.updating import MAX_KEYS, UpdateRequest, UpdateResponse
 from reverb_async.replay import Replay

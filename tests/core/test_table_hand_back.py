@@ -5,7 +5,8 @@ import pytest
 from helpers import ITEM_BYTES, Items, keys, keys_of, make_state, no_keys, shown, times_sampled
 
 from reverb_async.core import selectors
-from reverb_async.core.table_state import Draw, TableState
+from reverb_async.core.draw import Draw
+from reverb_async.core.table_state import TableState
 
 ORDERED = [selectors.Fifo(), selectors.Lifo(), selectors.MinHeap(), selectors.MaxHeap()]
 

@@ -14,13 +14,14 @@ from plain_table import PlainDraw, PlainItem, PlainTable
 
 from reverb_async.core import rate_limiters, selectors
 from reverb_async.core.changes import Change, ChangeKind
+from reverb_async.core.draw import Draw
 from reverb_async.core.item import ItemBlock, ItemLayout, Leaf
 from reverb_async.core.nest import flatten
 from reverb_async.core.runs import find_runs, join
 from reverb_async.core.spec import ArraySpec
 from reverb_async.core.storage import Storage
 from reverb_async.core.storage.holds import REFERENCES
-from reverb_async.core.table_state import Draw, TableState
+from reverb_async.core.table_state import TableState
 
 STEPS = 40
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from reverb_async.core.draw import MutateResult
 from reverb_async.core.nest import flatten
 from reverb_async.core.spec import ArraySpec
-from reverb_async.core.table_state import MutateResult
 from reverb_async.core.variable import encode_rows
 from reverb_async.protocol.inserting import (
     Group,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
@@ -86,8 +87,12 @@ class Collator:
             raise InvalidArgument(f"ragged is 'error', 'pad', 'flat' or 'list', got {self.ragged!r:.60}")
         if self.pad_side not in get_args(PadSide):
             raise InvalidArgument(f"pad_side is 'left' or 'right', got {self.pad_side!r:.60}")
-        if self.ragged != "pad" and (self.pad_to is not None or self.pad_side != "right"):
-            raise InvalidArgument(f"pad_to and pad_side need ragged='pad', it is {self.ragged!r}")
+        if self.ragged != "pad":
+            is_filled = type(self.pad_value) is not int or self.pad_value != 0
+            given = {"pad_value": is_filled, "pad_to": self.pad_to is not None, "pad_side": self.pad_side != "right"}
+            if any(given.values()):
+                names = " and ".join(name for name, is_given in given.items() if is_given)
+                raise InvalidArgument(f"{names}: nothing is padded with ragged={self.ragged!r}; pass ragged='pad'")
 
     def single(self, sampled: SampledBatch) -> Any:
         """Return the data of a batch of one item as the item itself, without a batch axis."""
@@ -166,6 +171,7 @@ class Collator:
         """Return ``[B, longest, *row_shape]`` and lengths ``[B]``; a value without an axis has the length 1."""
         width = _by_column(self.pad_to, path, None)
         if isinstance(values, Listed):
+            _check_dtypes(path, values)
             raise InvalidArgument(
                 f"column {path} cannot be padded: its items differ in more than their length, {_shapes(values)}; "
                 "pass ragged='list'"
@@ -234,6 +240,7 @@ def _refused(path: Path, values: Values) -> NDArray[Any]:
             f"column {path} has items of {values.lengths.min()} to {values.lengths.max()} rows ([{lengths}]); "
             f"{_WAY_OUT}"
         )
+    _check_dtypes(path, values)
     raise InvalidArgument(f"column {path} has items of unequal shape, {_shapes(values)}; pass ragged='list'")
 
 
@@ -247,6 +254,8 @@ def _flat(path: Path, values: Values) -> NDArray[Any] | Ragged:
         return Ragged(flat, np.arange(size + 1) * wide)
     if isinstance(values, Rows) and values.values.dtype != object:
         return Ragged(values.values, values.offsets())
+    if isinstance(values, Listed):
+        _check_dtypes(path, values)
     what = "text, which has no flat form" if isinstance(values, Rows) else f"of unequal shape, {_shapes(values)}"
     raise InvalidArgument(f"column {path} cannot be flat: its items are {what}; pass ragged='list'")
 
@@ -256,6 +265,26 @@ def _listed(path: Path, values: Values) -> NDArray[Any] | list[Any]:
     if isinstance(values, Stacked) and not values.varies:
         return values.values
     return values.values if isinstance(values, Listed) else [owned(item) for item in values.items()]
+
+
+def _check_dtypes(path: Path, values: Listed) -> None:
+    """Refuse items of different dtypes; what else keeps items apart is the caller's to tell."""
+    counts = Counter(_dtype_of(item) for item in values.values)
+    if len(counts) > 1:
+        found = ", ".join(f"{count} {dtype}" for dtype, count in counts.items())
+        raise InvalidArgument(
+            f"column {path} has items of different dtypes: {found}; insert one, as in np.float32(x), "
+            "or give the table a signature"
+        )
+
+
+def _dtype_of(item: Any) -> str:
+    """Return the name of an item's dtype; the item may be a `Ragged`, or a list of rows."""
+    while isinstance(item, list) and item:
+        item = item[0]
+    if isinstance(item, Ragged):
+        item = item.values
+    return str(getattr(item, "dtype", type(item).__name__))
 
 
 def _shapes(values: Listed, most: int = 4) -> str:

@@ -169,6 +169,10 @@ class ColumnHistory:
     def __iter__(self) -> Iterator[TrajectoryColumn]:
         return (self[at] for at in range(len(self)))
 
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        name = self._column.path[-1] if self._column.path else "x"
+        raise TypeError(f"column {self._column.path} is a whole history: select steps, as in history[{name!r}][-3:]")
+
 
 def _select(column: ColumnBuffer, steps: Sequence[int], index: Selection) -> TrajectoryColumn:
     """Select among `steps`."""

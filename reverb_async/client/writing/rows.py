@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,7 @@ from reverb_async.errors import (
 )
 
 Tables = tuple[str, ...]
+_T = TypeVar("_T")
 
 
 class RowInserter:
@@ -69,12 +70,9 @@ class RowInserter:
             raise InvalidArgument("there is nothing to insert: the data have no values")
         values = [_kept(leaf, path) for leaf, path in zip(leaves, structure.paths, strict=True)]
         deadline = Deadline(timeout)
-        targets = await self._targets(priorities, timeout)
-        try:
-            row, layout = self._kinds.row(structure, values, targets)
-        except SignatureMismatch:
-            targets = await self._targets(priorities, timeout, refresh=True)
-            row, layout = self._kinds.row(structure, values, targets)
+        targets, (row, layout) = await self._fitted(
+            lambda targets: self._kinds.row(structure, values, targets), priorities, timeout
+        )
         tables = tuple(targets)
         weights = [target.priority(priorities[name]) for name, target in targets.items()]
         keys = (await self._keys(len(tables), timeout)).tolist()
@@ -94,12 +92,9 @@ class RowInserter:
         self._check_usable()
         columns = BatchColumns(batch)
         deadline = Deadline(timeout)
-        targets = await self._targets(priorities, timeout)
-        try:
-            layout = self._kinds.batch(columns, targets)
-        except SignatureMismatch:
-            targets = await self._targets(priorities, timeout, refresh=True)
-            layout = self._kinds.batch(columns, targets)
+        targets, layout = await self._fitted(
+            lambda targets: self._kinds.batch(columns, targets), priorities, timeout
+        )
         tables, count = tuple(targets), columns.count
         weights = np.stack([target.priorities(priorities[name], count) for name, target in targets.items()])
         keys = (await self._keys(len(tables) * count, timeout)).reshape(len(tables), count)
@@ -148,6 +143,17 @@ class RowInserter:
     def _check_usable(self) -> None:
         if self._is_closed:
             raise Closed(f"the client of {self._connection.address} was closed")
+
+    async def _fitted(
+        self, fit: Callable[[dict[str, Target]], _T], priorities: Mapping[str, Any], timeout: float | None
+    ) -> tuple[dict[str, Target], _T]:
+        """Return the tables, and what `fit` makes of them."""
+        targets = await self._targets(priorities, timeout)
+        with suppress(SignatureMismatch):
+            return targets, fit(targets)
+        # The server may have been replaced by one with other tables.
+        targets = await self._targets(priorities, timeout, refresh=True)
+        return targets, fit(targets)
 
     async def _targets(
         self, priorities: Mapping[str, Any], timeout: float | None, *, refresh: bool = False

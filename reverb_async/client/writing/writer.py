@@ -280,6 +280,13 @@ class TrajectoryWriter:
                     await self.flush()  # which, other than `close`, tells that an item was refused
                 await self.close()
             elif isinstance(error, Exception) and not isinstance(error, ReplayError):
+                if self._queue.in_flight and self._queue.error is None and not self._closed:
+                    logger.warning(
+                        "%s: leaving after %.200r: waiting for %d unconfirmed items",
+                        self._name,
+                        error,
+                        self._queue.in_flight,
+                    )
                 try:
                     await self.close()
                 except ReplayError as second:  # The first error matters more.

@@ -42,8 +42,9 @@ class Prioritized:
     is_deterministic: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        given: object = self.priority_exponent
         try:
-            exponent = float(self.priority_exponent)
+            exponent = math.nan if isinstance(given, str | bytes) else float(self.priority_exponent)
         except (TypeError, ValueError):
             exponent = math.nan
         if not (0.0 <= exponent < math.inf):
