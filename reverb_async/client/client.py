@@ -359,8 +359,7 @@ class Client:
     # -- coming and going ---------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Client:
-        if self._is_closed:
-            raise Closed(f"the client of {self._address} was closed; make another one")
+        self._check_open()
         return self
 
     async def __aexit__(
@@ -383,9 +382,20 @@ class Client:
             self._closing = asyncio.get_running_loop().create_task(self._parts.close(), name=f"closing {self._address}")
         await asyncio.shield(self._closing)
 
-    def _use(self) -> _Parts:
+    async def _close_with_server(self) -> None:
+        """Close because the server, in this process, does: calls get `TableClosed` from now on."""
+        if not self._is_closed and self._parts is not None:
+            self._parts.connector.is_server_closed = True
+        await self.close()
+
+    def _check_open(self) -> None:
+        if self._is_closed and self._parts is not None:
+            raise self._parts.connector.closed_error()
         if self._is_closed:
             raise Closed(f"the client of {self._address} was closed; make another one")
+
+    def _use(self) -> _Parts:
+        self._check_open()
         if self._parts is None:
             from reverb_async.wire.transport import GrpcTransport  # Only clients of other processes need gRPC.
 

@@ -37,6 +37,9 @@ LONGEST_PAUSE_S = 2.0
 NOW_S = 2.0
 """What a timeout of 0 still allows a server for its answer: "now" is about waiting, not about the network."""
 
+FIRST_REPORT_S = 1.0
+"""A server that is just starting answers within this; one that does not is worth a line in the log."""
+
 _CLOSE_S = 1.0
 
 
@@ -72,6 +75,8 @@ class Retry:
                 f"{self._what}: {self._connector.address} does not answer, {tries} in {tried_for:.1f} s; "
                 f"the last one: {error}"
             ) from error
+        if tried_for >= FIRST_REPORT_S:
+            self._connector.report(error)
         pause = min(FIRST_PAUSE_S * 2 ** min(self._tries - 1, 16), LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)
         await asyncio.sleep(pause if patience is None else min(pause, patience - tried_for))
 
@@ -86,6 +91,7 @@ class Connector:
     Attributes:
         failure: why the latest attempt failed; None once one has succeeded.
         closed: nothing can be asked any more.
+        is_server_closed: because the server in this process was closed.
     """
 
     def __init__(self, transport: Transport, connect_timeout: float | None = 60.0) -> None:
@@ -93,6 +99,8 @@ class Connector:
         self.connect_timeout = connect_timeout
         self.failure: Unavailable | None = None
         self.closed = False
+        self.is_server_closed = False
+        self._is_reported = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._introducing = asyncio.Lock()
@@ -112,13 +120,19 @@ class Connector:
     def check_usable(self) -> None:
         """Raise `Closed` after the client was closed, `InvalidArgument` on another event loop than the first."""
         if self.closed:
-            raise Closed(f"the client of {self.address} was closed")
+            raise self.closed_error()
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
         elif self.is_elsewhere():
             raise InvalidArgument(
                 f"the client of {self.address} belongs to another event loop: make a Client in each loop that needs one"
             )
+
+    def closed_error(self) -> ReplayError:
+        """Return what calls get once the client is closed: by its owner, or by its server in the same process."""
+        if self.is_server_closed:
+            return TableClosed("the server of this client was closed")
+        return Closed(f"the client of {self.address} was closed; make another one")
 
     def is_elsewhere(self) -> bool:
         """Whether another event loop than the running one made the first call."""
@@ -156,9 +170,22 @@ class Connector:
                 except Unavailable as error:
                     await retry.after(error)
                 else:
-                    self.failure = None
+                    self._answered()
                     return result
                 self.check_usable()
+
+    def report(self, error: Unavailable) -> None:
+        """Log that attempts go on, once until the server answers again."""
+        if self._is_reported:
+            return
+        self._is_reported = True
+        is_refused = isinstance(error.__cause__, ConnectionRefusedError)
+        patience = "ever" if self.connect_timeout is None else f"up to {self.connect_timeout:g} s"
+        logger.warning(
+            "%s; trying for %s (connect_timeout)",
+            f"{self.address} refuses connections" if is_refused else error,
+            patience,
+        )
 
     def lost(self, error: Unavailable) -> None:
         """Note that the server did not answer: it may be another process when it does."""
@@ -196,7 +223,11 @@ class Connector:
         self._epoch = hello.server_epoch
         self._keys.grant(hello.key_block)
         self._introduced = True
+        self._answered()
+
+    def _answered(self) -> None:
         self.failure = None
+        self._is_reported = False
 
     # -- keys ---------------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from reverb_async.client.connector import Connector, time_limit
 from reverb_async.client.conversation import Conversation
 from reverb_async.core.draw import MutateResult
-from reverb_async.errors import Closed, InvalidArgument, ReplayError, from_map
+from reverb_async.errors import InvalidArgument, ReplayError, from_map
 from reverb_async.protocol.message import Message
 from reverb_async.protocol.updating import MAX_KEYS, UpdateRequest, UpdateResponse
 from reverb_async.waiting import FIRST_WARNING_S, reported
@@ -85,7 +85,7 @@ class UpdateStream(Conversation):
 
     def _submit(self, request: UpdateRequest) -> asyncio.Future[MutateResult]:
         if self.finishing:
-            raise Closed(f"the client of {self.connector.address} was closed")
+            raise self.connector.closed_error()
         self.start()
         self._seq += 1
         request.seq = self._seq
@@ -131,7 +131,7 @@ class UpdateStream(Conversation):
                 asked[1].set_result(result)
         for seq, described in response.refused:
             if (asked := self._unanswered.pop(seq, None)) is not None and not asked[1].done():
-                asked[1].set_exception(from_map(described))
+                asked[1].set_exception(_naming(asked[0].table, from_map(described)))
 
     def closed(self, error: ReplayError | None) -> None:
         """Tell everybody who waits."""
@@ -140,7 +140,14 @@ class UpdateStream(Conversation):
         self._unsent.clear()
         for answer in waiting:
             if not answer.done():
-                answer.set_exception(error or Closed(f"the client of {self.connector.address} was closed"))
+                answer.set_exception(error or self.connector.closed_error())
+
+
+def _naming(table: str, error: ReplayError) -> ReplayError:
+    """Return the error with the table's name, which selectors do not know."""
+    if type(error) is not InvalidArgument or repr(table) in str(error):
+        return error
+    return InvalidArgument(f"table {table!r}: {error}")
 
 
 class TableUpdates:

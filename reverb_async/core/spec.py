@@ -213,6 +213,12 @@ class Signature:
         missing = [path for path in wanted if path not in got]
         unexpected = [path for path in got if path not in wanted]
         if missing or unexpected:
+            for path in missing:
+                if count := listed_columns(path, unexpected):
+                    raise SignatureMismatch(
+                        f"{what}: {_named(path)!r} is a list of {count} columns; the signature wants one, "
+                        f"{wanted[path]}: {_converted(_named(path), wanted[path])}"
+                    )
             raise SignatureMismatch(
                 f"{what}: {_columns_differ(missing, unexpected)}; the signature has {_listed(wanted)}"
             )
@@ -257,6 +263,38 @@ def _as_spec(leaf: object, path: Path) -> ArraySpec:
         raise InvalidArgument(f"signature column {path}: {error}") from error
 
 
+def listed_columns(path: Path, paths: Iterable[Path]) -> int:
+    """Return how many of `paths` are elements of a list at `path`, which was probably meant to be one array."""
+    depth = len(path)
+    return sum(len(one) == depth + 1 and one[:depth] == path and isinstance(one[depth], int) for one in paths)
+
+
+def _named(path: Path) -> str:
+    """Return what a user may call the value at `path`."""
+    return next((part for part in reversed(path) if isinstance(part, str)), "x")
+
+
+def listed_hint(path: Path, paths: Iterable[Path], dtype: DType) -> str:
+    """Return what to do when the column at `path` is an element of a list that should be an array; or nothing.
+
+    Args:
+        path: the column's.
+        paths: all columns'.
+        dtype: of the values; text makes no array.
+    """
+    count = listed_columns(path[:-1], paths) if path and isinstance(path[-1], int) else 0
+    if not count or dtype.kind in "SU":
+        return ""
+    name = _named(path)
+    return f"{name!r} is a list of {count} columns; for one, pass np.asarray({name}, {_written(dtype)})"
+
+
+def _written(dtype: DType) -> str:
+    """Return a dtype as users write it."""
+    is_numpy = dtype.type.__module__ == "numpy" and dtype.kind not in "SU"
+    return f"np.{dtype.name}" if is_numpy else f"np.dtype({dtype_name(dtype)!r})"
+
+
 def _columns_differ(missing: Sequence[Path], unexpected: Sequence[Path]) -> str:
     parts = []
     if missing:
@@ -272,8 +310,13 @@ def _listed(paths: Iterable[Path], most: int = 16) -> str:
     return ("column " if len(known) == 1 else "columns ") + ", ".join(map(str, known[:most])) + more
 
 
+def _converted(name: str, wanted: ArraySpec) -> str:
+    if wanted.dtype.itemsize == 0:
+        return f"a Python {dtype_name(wanted.dtype)}"
+    return f"np.asarray({name}, {_written(wanted.dtype)})"
+
+
 def _fitted(got: ArraySpec, wanted: ArraySpec) -> str:
     if got.dtype != wanted.dtype:
-        name = dtype_name(wanted.dtype)
-        return "pass a Python " + name if wanted.dtype.itemsize == 0 else f"pass np.asarray(x, np.dtype('{name}'))"
+        return "pass " + _converted("x", wanted)
     return "np.reshape it, or put None into the signature's shape where extents differ"

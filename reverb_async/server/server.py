@@ -134,7 +134,7 @@ class Server:
         self._replay.close()
         try:
             for client in self._clients:
-                await client.close()
+                await client._close_with_server()
             for transport in self._transports:
                 await transport.close()
             if self._health is not None:

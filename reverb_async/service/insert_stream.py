@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from reverb_async.core.item import ItemBlock, ItemLayout, Leaf
 from reverb_async.core.runs import Runs
 from reverb_async.core.spec import check_values
-from reverb_async.errors import InvalidArgument, ReplayError
+from reverb_async.errors import InvalidArgument, ReplayError, Unavailable
 from reverb_async.protocol.inserting import (
     InsertRequestReader,
     InsertResponse,
@@ -59,6 +59,7 @@ class InsertStream:
         self._next_seq = 1
         self._task: asyncio.Task[None] | None = None
         self._client_ended = False
+        self._superseded = False
         self._ended = asyncio.Event()
         self._session: Session
 
@@ -85,8 +86,10 @@ class InsertStream:
                     items.task.cancel()
                 self._client_ended = True
                 self._something_to_send.set()
-        except BaseExceptionGroup as group:
-            raise first_error(group) from None
+        except (asyncio.CancelledError, BaseExceptionGroup) as error:
+            if self._superseded and self._task is not None and self._task.uncancel() == 0:
+                raise Unavailable("its session was opened on another stream") from None
+            raise first_error(error) from None
         finally:
             self._replay.count_writers(-1)
             self._close_groups()
@@ -96,7 +99,9 @@ class InsertStream:
     async def withdraw(self) -> None:
         """End the stream with its waiting inserts, because its session opens another one."""
         assert self._task is not None
-        self._task.cancel()
+        if not self._superseded:
+            self._superseded = True
+            self._task.cancel()
         await self._ended.wait()
 
     def _greet(self) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 
-def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_error(error: BaseException) -> BaseException:
     """Return the first leaf of an exception group: the failure that ended a stream, not those that followed."""
-    error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -153,7 +153,10 @@ class BatchStream(Conversation):
             Unavailable: they had to wait, and the server could not be reached.
         """
         if self._selector is not None:
-            self._selector.check_priorities(priorities)
+            try:
+                self._selector.check_priorities(priorities)
+            except InvalidArgument as error:
+                raise InvalidArgument(f"table {self.table!r}: {error}") from None
         if self._priorities.num_unsent >= MAX_QUEUED_KEYS:
             with reported(lambda: f"{self.name}: {self._priorities.num_unsent} priority updates are not sent yet"):
                 await self._wait_for_room()

@@ -12,7 +12,7 @@ import numpy as np
 from reverb_async.client.writing.row_blocks import ragged_rows
 from reverb_async.core.nest import Path, Structure, flatten
 from reverb_async.core.ragged import Ragged
-from reverb_async.core.spec import ArraySpec, as_leaf, leaf_spec
+from reverb_async.core.spec import ArraySpec, as_leaf, leaf_spec, listed_hint
 from reverb_async.core.variable import encode_rows
 from reverb_async.errors import InvalidArgument, SignatureMismatch
 from reverb_async.protocol.inserting import Column
@@ -67,9 +67,11 @@ class BatchColumns:
         else:
             array = as_leaf(leaf, path)
             if not isinstance(array, np.ndarray) or array.ndim == 0:
+                dtype = array.dtype if isinstance(array, np.ndarray) else np.dtype(type(array))
+                hint = listed_hint(path, self.structure.paths, dtype)
                 raise InvalidArgument(
-                    f"column {path} has no leading axis; a batch has arrays [B, ...], a Ragged or a list of str. "
-                    f"insert() takes a single row"
+                    f"column {path} has no leading axis; "
+                    + (hint or "a batch has arrays [B, ...], a Ragged or a list of str. insert() takes a single row")
                 )
             self.columns.append(np.array(array, order="C"))
             self.specs.append(

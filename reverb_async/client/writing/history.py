@@ -136,6 +136,11 @@ class ColumnHistory:
         clock = self._column.clock
         return clock.end - clock.origin
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The column's dtype."""
+        return self._column.spec.dtype
+
     def __repr__(self) -> str:
         return f"<ColumnHistory {self._column.path}: {len(self)} steps of {self._column.spec}>"
 

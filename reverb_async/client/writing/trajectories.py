@@ -14,7 +14,7 @@ from reverb_async.client.writing.outgoing import RowGroup
 from reverb_async.client.writing.steps import StepBuffer
 from reverb_async.core.leaf import Leaf
 from reverb_async.core.nest import Path, Structure, flatten
-from reverb_async.core.spec import ArraySpec, as_leaf, leaf_spec
+from reverb_async.core.spec import ArraySpec, as_leaf, leaf_spec, listed_hint
 from reverb_async.core.tree import Node, Tree
 from reverb_async.errors import InvalidArgument, SignatureMismatch
 
@@ -199,8 +199,10 @@ class _OwnColumns:
         specs = []
         for at, (value, path) in enumerate(zip(values, self._paths, strict=True)):
             if isinstance(value, ColumnHistory):
+                hint = listed_hint(path, self._paths, value.dtype)
                 raise InvalidArgument(
                     f"trajectory column {path} is a whole history: select steps of it, as in history['x'][-4:]"
+                    + (f"; {hint} to append()" if hint else "")
                 )
             wanted = None if target is None else target.by_path.get(path)
             leaf = as_leaf(value, path, wanted)
