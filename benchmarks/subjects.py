@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import reverb_async as ra
 from benchmarks.harness import Subject, Work, repeat
@@ -33,38 +34,38 @@ async def fill(client: ra.Client, n: int = ITEMS) -> None:
         await client.insert_batch(small(rng, count), {"replay": rng.random(count) + 0.1})
 
 
+async def sample_for(client: ra.Client, seconds: float, priorities: NDArray[np.float64] | None = None) -> int:
+    """Sample batches for a while, giving every item a new priority if there are any; return how many items came."""
+    deadline, items = time.perf_counter() + seconds, 0
+    async with client.sample_batches("replay", BATCH) as batches:
+        async for batch in batches:
+            if priorities is not None:
+                await batch.update_priorities(priorities)
+            items += len(batch.info.key)
+            if time.perf_counter() > deadline:
+                break
+    return items
+
+
 async def sampling(client: ra.Client) -> Work:
     """Sample batches."""
     await fill(client)
-
-    async def work(seconds: float) -> int:
-        deadline, items = time.perf_counter() + seconds, 0
-        async with client.sample_batches("replay", BATCH) as batches:
-            async for batch in batches:
-                items += len(batch.info.key)
-                if time.perf_counter() > deadline:
-                    break
-        return items
-
-    return work
+    return lambda seconds: sample_for(client, seconds)
 
 
 async def sampling_and_updating(client: ra.Client) -> Work:
     """Sample batches and update the priorities of each."""
     await fill(client)
     priorities = np.random.default_rng(1).random(BATCH) + 0.1
+    return lambda seconds: sample_for(client, seconds, priorities)
 
-    async def work(seconds: float) -> int:
-        deadline, items = time.perf_counter() + seconds, 0
-        async with client.sample_batches("replay", BATCH) as batches:
-            async for batch in batches:
-                await batch.update_priorities(priorities)
-                items += len(batch.info.key)
-                if time.perf_counter() > deadline:
-                    break
-        return items
 
-    return work
+async def sampling_frames(client: ra.Client) -> Work:
+    """Sample batches of frames, 28 KB each."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        await client.insert_batch({"frame": rng.integers(0, 256, (100, 84, 84, 4), np.uint8)}, {"replay": 1.0})
+    return lambda seconds: sample_for(client, seconds)
 
 
 async def inserting_batches(client: ra.Client) -> Work:
@@ -147,6 +148,9 @@ SUBJECTS: dict[str, Subject] = {
             (_PRIORITIZED,),
             sampling_and_updating,
             250_000,
+        ),
+        Subject(
+            "sample-frames", "sample_batches(256), 84x84x4 uint8 frames, Uniform, TCP", (_UNIFORM,), sampling_frames, 0
         ),
         Subject(
             "insert-batch", "insert_batch(256), small, 4 calls in flight, TCP", (_UNIFORM,), inserting_batches, 300_000

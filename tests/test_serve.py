@@ -262,7 +262,11 @@ def test_insecure_is_a_flag(flag, capsys):
 
 
 def test_help_documents_the_default_port_and_the_version_is_the_packages(capsys):
-    for flag, expected in (("--help", "default 8000"), ("--version", f"reverb_async {ra.__version__}\n")):
+    for flag, expected in (
+        ("--help", "default 8000"),
+        ("--help", 'shape = ["any", 4]'),
+        ("--version", f"reverb_async {ra.__version__}\n"),
+    ):
         with pytest.raises(SystemExit) as exit_:
             serve.main([flag])
         assert exit_.value.code == 0

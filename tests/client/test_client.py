@@ -10,7 +10,15 @@ from sampling_rig import PlayedServer, tasks_beside
 
 import reverb_async as ra
 from reverb_async.core.draw import MutateResult
-from reverb_async.errors import CheckpointError, Closed, DeadlineExceeded, InvalidArgument, TableNotFound, Unavailable
+from reverb_async.errors import (
+    CheckpointError,
+    Closed,
+    DeadlineExceeded,
+    InvalidArgument,
+    TableClosed,
+    TableNotFound,
+    Unavailable,
+)
 
 NOBODY = "127.0.0.1:1"
 
@@ -49,7 +57,7 @@ def test_an_address_says_how_the_server_is_reached(address, transport):
         (":8000", "host:port"),
         ("localhost:", "host:port"),
         ("localhost:http", "host:port"),
-        ("localhost:0", "host:port"),
+        ("localhost:0", "port 0: has the server been started?"),
         ("localhost:70000", "host:port"),
         ("::1:8000", "brackets"),
         ("unix:run.sock", "unix:///absolute/path"),
@@ -117,6 +125,7 @@ async def test_a_client_in_process_cannot_be_pickled(client):
         (lambda c: c.sample_batches("replay", 2, timeout=float("nan")), "timeout"),
         (lambda c: c.sample_batches("replay", 2, ragged="truncate"), "'pad'"),
         (lambda c: c.sample_batches("replay", 2, pad_to=3), "ragged='pad'"),
+        (lambda c: c.sample_batches("replay", 2, pad_value=-1), "ragged='pad'"),
         (lambda c: c.sample_batches("replay", 2, columns=3), "columns"),
         (lambda c: c.sample("replay", num_samples=0), "num_samples .* got 0"),
         (lambda c: c.sample("replay", num_samples=-1), "num_samples .* got -1"),
@@ -141,6 +150,8 @@ async def test_wrong_arguments_are_named_at_once(client, call, message):
         (lambda c: c.insert({"x": 1}, {"replay": 1.0}, timeout=-1), "timeout"),
         (lambda c: c.sample_batch("replay", 0), "batch_size"),
         (lambda c: c.sample_one("replay", timeout="1"), "timeout"),
+        (lambda c: c.sample_one("replay", timeout=[1]), r"timeout is seconds >= 0.* got \[1\]"),
+        (lambda c: c.sample_one("replay", timeout=True), "timeout is seconds >= 0.* got True"),
         (lambda c: c.mutate_priorities("replay", {1.5: 1.0}), "integers"),
         (lambda c: c.mutate_priorities("replay", {1: float("nan")}), "finite"),
         (lambda c: c.mutate_priorities("replay", deletes=[-1]), "got -1"),
@@ -280,6 +291,41 @@ async def test_after_close_every_call_says_closed(client):
     for call in (lambda: client.sample("replay"), lambda: client.trajectory_writer(1)):
         with pytest.raises(Closed):
             call()
+
+
+async def test_after_its_server_closed_every_call_says_so():
+    async with ra.Server([ra.Table("replay", max_size=9)], port=None) as server:
+        client, left = server.client(), server.client()
+        await client.insert({"x": 1}, {"replay": 1.0})
+        iterator = client.sample("replay")
+        await anext(iterator)
+        await left.close()
+    for call in (
+        lambda: client.insert({"x": 1}, {"replay": 1.0}),
+        lambda: client.sample_one("replay"),
+        lambda: client.server_info(),
+        lambda: client.__aenter__(),
+    ):
+        with pytest.raises(TableClosed, match="the server of this client was closed"):
+            await call()
+    with pytest.raises(TableClosed, match="the server of this client was closed"):
+        client.trajectory_writer(1)
+    with pytest.raises(Closed, match="make another one"):
+        await left.server_info()
+
+
+async def test_a_priority_that_a_sampler_does_not_take_is_refused_with_the_tables_name():
+    table = ra.Table("replay", max_size=9, sampler=ra.selectors.Prioritized(1.0))
+    async with ra.Server([table]) as server, ra.Client(server.address) as client:
+        key = (await client.insert({"x": 1}, {"replay": 1.0}))["replay"]
+        with pytest.raises(InvalidArgument, match=r"^table 'replay': .*-2"):
+            await client.mutate_priorities("replay", {key: -2.0})
+        with pytest.raises(InvalidArgument, match=r"^table 'replay': .*-2"):
+            await (await client.sample_batch("replay", 1)).update_priorities([-2.0])
+        async with client.sample_batches("replay", 1) as batches:
+            batch = await anext(batches)
+            with pytest.raises(InvalidArgument, match=r"^table 'replay': .*-2"):
+                await batch.update_priorities([-2.0])
 
 
 async def test_closing_ends_waiting_calls_and_all_tasks():

@@ -349,10 +349,27 @@ def test_items_of_different_structure_are_refused_with_their_counts():
 def test_items_of_different_dtype_are_refused_but_in_a_list():
     one = piece({"x": fixed(np.array([[1.0], [2.0]], np.float32))}, [0, 2])
     other = piece({"x": fixed(np.array([[3.0]]))}, [1], number=1)
-    with pytest.raises(InvalidArgument, match="float32 and float64"):
-        Collator().batch(batch(one, other, size=3))
+    for ragged in ("error", "pad", "flat"):
+        with pytest.raises(InvalidArgument, match=r"different dtypes: 2 float32, 1 float64; .*signature"):
+            Collator(ragged=ragged).batch(batch(one, other, size=3))
     listed = Collator(ragged="list").batch(batch(one, other, size=3))[0]["x"]
     assert [item.dtype.name for item in listed] == ["float32", "float64", "float32"]
+
+
+def test_numbers_of_different_dtype_are_refused_but_in_a_list():
+    one = piece({"r": fixed([0, 2])}, [0, 2])
+    other = piece({"r": fixed([1.0])}, [1], number=1)
+    for ragged in ("error", "pad", "flat"):
+        with pytest.raises(InvalidArgument, match=r"\('r',\) .*different dtypes: 2 int64, 1 float64; .*np.float32"):
+            Collator(ragged=ragged).batch(batch(one, other, size=3))
+    assert Collator(ragged="list").batch(batch(one, other, size=3))[0]["r"] == [0, 1.0, 2]
+
+
+def test_text_among_numbers_is_refused_by_its_type():
+    one = piece({"r": fixed([0])}, [0])
+    other = piece({"r": variable(["a"], ())}, [1], number=1)
+    with pytest.raises(InvalidArgument, match="1 int64, 1 str"):
+        Collator().batch(batch(one, other, size=2))
 
 
 # -- structure and options --------------------------------------------------------------------------------------------
@@ -388,7 +405,9 @@ def test_a_nest_may_be_one_value():
     [
         ({"ragged": "truncate"}, "'error', 'pad', 'flat' or 'list'"),
         ({"ragged": "pad", "pad_side": "top"}, "'left' or 'right'"),
-        ({"pad_to": 3}, "ragged='pad'"),
+        ({"pad_to": 3}, "pad_to: .*ragged='error'; pass ragged='pad'"),
+        ({"pad_value": -1}, "pad_value: .*ragged='pad'"),
+        ({"pad_value": {"x": 0}, "pad_to": 3}, "pad_value and pad_to: .*ragged='pad'"),
         ({"ragged": "flat", "pad_side": "left"}, "ragged='pad'"),
     ],
 )

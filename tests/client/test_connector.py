@@ -235,9 +235,29 @@ async def test_a_long_wait_is_reported_with_its_cause(monkeypatch, caplog):
         await clock.advance(1)
     opening.cancel()
     reports = [record.getMessage() for record in caplog.records]
-    assert len(reports) == 1
-    for part in ("opening the insert stream", "played:1", "connection refused", "10 s"):
-        assert part in reports[0]
+    assert len(reports) == 2
+    assert reports[0] == "connection refused; trying for up to 60 s (connect_timeout)"
+    for part in ("opening the insert stream", "played:1", "connection refused", "has waited 10 s"):
+        assert part in reports[1]
+
+
+async def test_refused_connections_are_reported_once_until_the_server_answers(monkeypatch, caplog):
+    clock = Clock(monkeypatch)
+    server = PlayedServer()
+    connector = server.connector()
+    for _ in range(2):
+        server.down = Unavailable("cannot reach played:1: [Errno 111]")
+        server.down.__cause__ = ConnectionRefusedError(111, "refused")
+        calls = [asyncio.create_task(connector.open(kind)) for kind in ("insert", "sample")]
+        for _ in range(5):
+            await clock.advance(1)
+        server.down = None
+        for _ in range(5):
+            await clock.advance(1)
+        await asyncio.gather(*calls)
+    report = "played:1 refuses connections; trying for up to 60 s (connect_timeout)"
+    assert [record.getMessage() for record in caplog.records] == [report] * 2
+    await connector.close()
 
 
 async def test_a_call_may_be_cancelled_anywhere():

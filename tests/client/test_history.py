@@ -27,6 +27,16 @@ def history(steps: int, keep: int = 100) -> ColumnHistory:
     return column
 
 
+def test_a_selection_is_an_array_for_numpy_and_a_whole_history_is_not() -> None:
+    column = history(5)
+    assert np.asarray(column[-3:]).tolist() == [2, 3, 4]
+    assert np.asarray(column[-3:], np.float32).dtype == np.float32
+    assert np.asarray(column[-1]) == 4
+    assert np.array(column[-1:], copy=True).tolist() == [4]
+    with pytest.raises(TypeError, match=r"select steps, as in history\['x'\]\[-3:\]"):
+        np.asarray(column)
+
+
 @given(
     length=st.integers(1, 12),
     index=st.integers(-15, 15)

@@ -26,6 +26,7 @@ from reverb_async.errors import (
     Unavailable,
 )
 from reverb_async.table import Table
+from reverb_async.testing import until
 
 
 class Step(NamedTuple):
@@ -828,6 +829,33 @@ async def test_leaving_the_block_flushes_also_after_an_ordinary_exception(rig: R
     with pytest.raises(ZeroDivisionError):
         await write()
     assert rig.tables[0].info.current_size == 1
+
+
+async def test_leaving_after_an_exception_tells_at_once_what_it_waits_for(caplog: pytest.LogCaptureFixture) -> None:
+    async with Rig(queue(size=1)) as rig:
+
+        async def write() -> None:
+            async with rig.writer() as writer:
+                writer.append(step(0))
+                for _ in range(4):
+                    await writer.create_item("t", trajectory={"o": writer.history["obs"][-1]})
+                await writer.flush(3)
+                raise ValueError("boom")
+
+        leaving = asyncio.create_task(write())
+        await until(lambda: "leaving after ValueError('boom'): waiting for 3 unconfirmed items" in caplog.text)
+        assert not leaving.done()
+        await rig.read("t", 4)
+        with pytest.raises(ValueError, match="boom"):
+            await leaving
+
+
+async def test_a_list_of_histories_is_told_from_an_array(rig: Rig) -> None:
+    async with rig.writer() as writer:
+        for _ in range(6):
+            writer.append({"obs": [0.0, 1.0, 2.0, 3.0]})
+        with pytest.raises(InvalidArgument, match=r"'obs' is a list of 4 columns; .*np.asarray\(obs, np.float64\)"):
+            await writer.create_item("t", trajectory={"obs": writer.history["obs"][-5:]})
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError, ReplayError, KeyboardInterrupt])

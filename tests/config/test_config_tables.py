@@ -184,6 +184,10 @@ def test_signatures_are_nests_of_shapes_and_dtypes():
         ("signature={}", 'key "signature": the signature .* has no columns'),
         ("signature={a={shape=3,dtype='bool'}}", r'key "signature", a: shape must be a list .*, got 3'),
         ("signature={a={shape=[-1],dtype='bool'}}", 'key "signature", a: an extent lies between 0 and'),
+        (
+            "signature={a={shape=['none'],dtype='bool'}}",
+            'key "signature", a: write "any" for an open extent, got "none"',
+        ),
         ("signature={a={dtype='flaot32'}}", 'key "signature", a: .*flaot32'),
         ("signature={a={shapes=[1],dtype='bool'}}", 'key "signature", a: key "shapes": .* did you mean "shape"?'),
         ("name=other", 'key "name": the name stands before the colon'),

@@ -348,6 +348,17 @@ class TestSignature:
             check({**NEST, "obs": obs})
         assert str(caught.value).startswith(f"table 'replay': {said}")
 
+    def test_a_list_of_numbers_where_one_array_is_wanted_is_told_with_the_way_out(self) -> None:
+        signature = Signature.of({"obs": ArraySpec((4,), np.float32), "r": ArraySpec((), np.float32)})
+        given = Signature.of({"obs": [ArraySpec((), np.float64)] * 4, "r": ArraySpec((), np.float32)})
+        assert signature is not None
+        assert given is not None
+        with pytest.raises(SignatureMismatch) as caught:
+            signature.check(given.structure, given.specs, what="table 't'")
+        assert str(caught.value) == (
+            "table 't': 'obs' is a list of 4 columns; the signature wants one, float32 [4]: np.asarray(obs, np.float32)"
+        )
+
     def test_missing_and_unexpected_columns_are_listed(self) -> None:
         with pytest.raises(SignatureMismatch) as caught:
             check({"z": NEST["obs"], "zz": ArraySpec((), np.int32)})

@@ -120,3 +120,13 @@ def test_clients_let_everything_go_as_errors_of_ours(error, kind):
     assert type(caught.value) is kind
     if kind is Unavailable:
         assert "host:1" in str(caught.value)
+
+
+def test_an_error_that_the_server_described_has_no_cause_in_the_transport():
+    with pytest.raises(InvalidArgument) as caught, status_as_errors("host:1"):
+        raise sent(to_grpc_error(InvalidArgument("mine")))
+    assert caught.value.__suppress_context__
+    assert caught.value.__cause__ is None
+    with pytest.raises(Unavailable) as caught, status_as_errors("host:1"):
+        raise ConnectionRefusedError(111, "refused")
+    assert isinstance(caught.value.__cause__, ConnectionRefusedError)

@@ -92,9 +92,7 @@ class RowInserter:
         self._check_usable()
         columns = BatchColumns(batch)
         deadline = Deadline(timeout)
-        targets, layout = await self._fitted(
-            lambda targets: self._kinds.batch(columns, targets), priorities, timeout
-        )
+        targets, layout = await self._fitted(lambda targets: self._kinds.batch(columns, targets), priorities, timeout)
         tables, count = tuple(targets), columns.count
         weights = np.stack([target.priorities(priorities[name], count) for name, target in targets.items()])
         keys = (await self._keys(len(tables) * count, timeout)).reshape(len(tables), count)
