@@ -15,6 +15,9 @@ MAX_SESSIONS = 16_384
 MAX_AGE_S = 3600.0
 """A session without a stream is forgotten after this long."""
 
+MAX_RANGES = 16_384
+"""Settled ranges with gaps between them that one session may have."""
+
 _MAX_REFUSALS = 256
 
 
@@ -45,13 +48,23 @@ class Session:
         self.stream: SessionStream | None = None
         self.left_at = 0.0
         self.openings = 0
+        # Settled ranges that do not follow `applied_through`, none next to another: starts by ends, and ends by starts.
+        self._starts: dict[int, int] = {}
         self._beyond: dict[int, int] = {}
 
     def settle(self, seq: int, count: int) -> None:
         """Note that items ``[seq, seq + count)`` are settled."""
-        self._beyond[seq] = seq + count
-        while (stop := self._beyond.pop(self.applied_through + 1, None)) is not None:
+        start, stop = seq, seq + count
+        if (left := self._starts.pop(start, None)) is not None:
+            del self._beyond[left]
+            start = left
+        if (right := self._beyond.pop(stop, None)) is not None:
+            del self._starts[right]
+            stop = right
+        if start == self.applied_through + 1:
             self.applied_through = stop - 1
+        else:
+            self._beyond[start], self._starts[stop] = stop, start
 
     def refuse(self, refusal: Refusal) -> None:
         """Settle items as refused."""
@@ -64,6 +77,10 @@ class Session:
 
     def check_new(self, seq: int, count: int) -> None:
         """Raise `InvalidArgument` unless none of the items is settled."""
+        if len(self._beyond) >= MAX_RANGES:
+            raise InvalidArgument(
+                f"this session's items have {MAX_RANGES} gaps between them: number items without gaps"
+            )
         settled = seq <= self.applied_through or any(
             start < seq + count and seq < stop for start, stop in self._beyond.items()
         )

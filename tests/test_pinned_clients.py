@@ -9,7 +9,7 @@ import asyncio
 import pickle
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -277,7 +277,7 @@ async def test_39_numbers_that_cannot_work_are_value_errors_and_use_after_close_
 async def test_40_server_info_of_a_dead_address_ends_with_its_timeout() -> None:
     async with ra.Client("127.0.0.1:9") as client:
         started = time.monotonic()
-        with pytest.raises(ra.DeadlineExceeded, match="127.0.0.1:9"):
+        with pytest.raises(ra.DeadlineExceeded, match=r"127\.0\.0\.1:9"):
             await client.server_info(timeout=1)
         assert 0.9 < time.monotonic() - started < 2
 
@@ -314,7 +314,8 @@ async def test_42_history_needs_a_step_and_columns_that_come_and_go_stay_of_equa
         writer.append({"w": 5})
         assert set(writer.history) == {"w", "x", "y", "z"}
         assert {len(column) for column in writer.history.values()} == {3}
-        assert [writer.history[name][at].numpy() for name, at in (("x", 0), ("z", 1), ("y", 1), ("w", 2))] == [1, 3, 4, 5]
+        places = [("x", 0), ("z", 1), ("y", 1), ("w", 2)]
+        assert [writer.history[name][at].numpy() for name, at in places] == [1, 3, 4, 5]
         with pytest.raises(ra.InvalidArgument, match="no value"):
             writer.history["x"][1:]
 
@@ -417,35 +418,36 @@ async def test_48_end_episode_clears_history_or_lets_items_span_two_episodes() -
 
 
 async def test_49_without_an_item_nothing_is_sent_and_an_item_sends_what_it_shows_once() -> None:
-    async with serving(ra.Table("t", max_size=100)) as (server, client):
-        async with client.trajectory_writer(10) as writer:
-            for step in range(5):
-                writer.append({"x": np.full(100, step, np.float32), "y": np.zeros(1000)})
-            await writer.flush()
-            assert used_bytes(server) == 0
-            for _ in range(3):
-                await writer.create_item("t", 1.0, trajectory={"x": writer.history["x"][1:3]})
-            await writer.flush()
-            assert used_bytes(server) == 2 * 400
-            await writer.create_item("t", 1.0, trajectory={"x": writer.history["x"][1:4]})
-            await writer.flush()
-            assert used_bytes(server) == 3 * 400
+    async with serving(ra.Table("t", max_size=100)) as (server, client), client.trajectory_writer(10) as writer:
+        for step in range(5):
+            writer.append({"x": np.full(100, step, np.float32), "y": np.zeros(1000)})
+        await writer.flush()
+        assert used_bytes(server) == 0
+        for _ in range(3):
+            await writer.create_item("t", 1.0, trajectory={"x": writer.history["x"][1:3]})
+        await writer.flush()
+        assert used_bytes(server) == 2 * 400
+        await writer.create_item("t", 1.0, trajectory={"x": writer.history["x"][1:4]})
+        await writer.flush()
+        assert used_bytes(server) == 3 * 400
 
 
 async def test_50_flush_may_leave_items_and_an_item_is_visible_soon_without_one_unlike_reverb() -> None:
-    async with serving(ra.Table.queue("q", 1), ra.Table("t", max_size=10)) as (server, client):
-        async with client.trajectory_writer(1) as writer:
-            await write_item(writer, "q")
-            await writer.flush()
-            await write_item(writer, "q")
-            async with asyncio.timeout(1):
-                await writer.flush(block_until_num_items=1)
-            assert server.tables["q"].info.current_size == 1
-            await write_item(writer, "t")
-            await until(lambda: server.tables["t"].info.current_size == 1, timeout=0.5)
-            await client.sample_one("q")
-            await writer.flush()
-            assert server.tables["q"].info.rate_limiter_info.insert_stats.completed == 2
+    async with (
+        serving(ra.Table.queue("q", 1), ra.Table("t", max_size=10)) as (server, client),
+        client.trajectory_writer(1) as writer,
+    ):
+        await write_item(writer, "q")
+        await writer.flush()
+        await write_item(writer, "q")
+        async with asyncio.timeout(1):
+            await writer.flush(block_until_num_items=1)
+        assert server.tables["q"].info.current_size == 1
+        await write_item(writer, "t")
+        await until(lambda: server.tables["t"].info.current_size == 1, timeout=0.5)
+        await client.sample_one("q")
+        await writer.flush()
+        assert server.tables["q"].info.rate_limiter_info.insert_stats.completed == 2
 
 
 async def test_51_flush_and_end_episode_on_a_full_queue_raise_in_time_and_the_items_go_in_later() -> None:
@@ -467,17 +469,19 @@ async def test_52_leaving_the_block_flushes_after_success_and_foreign_errors_and
         async with client.trajectory_writer(1) as writer:
             await write_item(writer)
         assert server.tables["t"].info.current_size == 1
-        with pytest.raises(ZeroDivisionError):
+
+        async def write(table: str, call: Callable[[ra.TrajectoryWriter], Any]) -> None:
             async with client.trajectory_writer(1) as writer:
-                await write_item(writer)
-                raise ZeroDivisionError
+                await write_item(writer, table)
+                await call(writer)
+
+        with pytest.raises(ZeroDivisionError):
+            await write("t", lambda _: 1 / 0)
         assert server.tables["t"].info.current_size == 2
         await client.insert(STEP, {"q": 1.0})
         started = time.monotonic()
         with pytest.raises(ra.DeadlineExceeded):
-            async with client.trajectory_writer(1) as writer:
-                await write_item(writer, "q")
-                await writer.flush(timeout=0.01)
+            await write("q", lambda writer: writer.flush(timeout=0.01))
         assert time.monotonic() - started < 2
         await client.sample_one("q")
         await settle()
@@ -515,7 +519,7 @@ async def test_53_items_written_while_the_server_is_away_arrive_once_and_a_perma
         (lambda h: {"x": h["x"][-1:], "y": h["y"][-1]}, "2"),
     ],
 )
-async def test_54_what_does_not_fit_the_signature_is_a_value_error_at_create_item(trajectory: Any, message: str) -> None:
+async def test_54_what_does_not_fit_the_signature_is_refused_at_create_item(trajectory: Any, message: str) -> None:
     signature = {"x": ra.ArraySpec((2, 3), np.float32), "y": ra.ArraySpec((), np.float64)}
     async with serving(ra.Table("t", max_size=10, signature=signature)) as (server, client):
         async with client.trajectory_writer(2) as writer:
@@ -533,7 +537,7 @@ async def test_54_what_does_not_fit_the_signature_is_a_value_error_at_create_ite
 async def test_55_configure_refuses_numbers_that_cannot_work_and_applies_to_columns_not_seen_yet() -> None:
     async with serving(ra.Table("t", max_size=10)) as (_, client), client.trajectory_writer(2) as writer:
         for refs, chunk in ((4, 5), (1, 0), (0, None)):
-            with pytest.raises(ValueError, match="must|chunk length"):
+            with pytest.raises(ValueError, match=r"must|chunk length"):
                 writer.configure("x", num_keep_alive_refs=refs, max_chunk_length=chunk)
         writer.configure(("a", "x"), num_keep_alive_refs=4)
         for step in range(6):
@@ -543,7 +547,7 @@ async def test_55_configure_refuses_numbers_that_cannot_work_and_applies_to_colu
             writer.history["a"]["y"][-4:]
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int64, np.uint64, np.float16, np.float32, np.float64, np.bool_])
+@pytest.mark.parametrize("dtype", ["u1", "i1", "i8", "u8", "f2", "f4", "f8", "?"])
 async def test_56_sequences_come_back_bit_for_bit_at_the_ends_of_their_range(dtype: Any) -> None:
     kind = np.dtype(dtype)
     if kind.kind in "iu":

@@ -50,6 +50,26 @@ class TestSettling:
         session.settle(6, 2)
         assert (session.applied_through, session.beyond()) == (8, [])
 
+    async def test_ranges_behind_a_gap_grow_together(self) -> None:
+        session = await Stream(Sessions()).open(b"a" * 16)
+        for seq in (2, 6, 4, 3, 5):
+            session.settle(seq, 1)
+        assert (session.applied_through, session.beyond()) == (0, [(2, 5)])
+        for seq in range(7, 5000):
+            session.settle(seq, 1)
+        assert session.beyond() == [(2, 4998)]
+        session.settle(1, 1)
+        assert (session.applied_through, session.beyond()) == (4999, [])
+
+    async def test_items_numbered_with_endless_gaps_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sessions, "MAX_RANGES", 3)
+        session = await Stream(Sessions()).open(b"a" * 16)
+        for seq in (2, 4, 6):
+            session.check_new(seq, 1)
+            session.settle(seq, 1)
+        with pytest.raises(InvalidArgument, match="number items without gaps"):
+            session.check_new(8, 1)
+
     async def test_refused_items_are_settled_and_told_again(self) -> None:
         session = await Stream(Sessions()).open(b"a" * 16)
         refusal = Refusal(1, 2, {"type": "InvalidArgument", "message": "no"})

@@ -106,13 +106,10 @@ class TestBatches:
         with pytest.raises(RateLimiterTimeout):
             await table.sample(5, deadline=Deadline(0), partial=True)
 
-    async def test_more_rows_than_one_step_takes_leave_the_loop_its_turn(
-        self, items: Items, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("reverb_async.table.insertion.MAX_STEP_ITEMS", 10)
-        table, steps = Table("t", max_size=1000), []
-        await items.insert(table, range(35), admitted=steps.append)
-        assert steps == [10, 10, 10, 5]
+    async def test_more_rows_than_one_step_takes_leave_the_loop_its_turn(self, items: Items) -> None:
+        table, steps = Table("t", max_size=1000, remover=selectors.Uniform()), []
+        await items.insert(table, range(2500), admitted=steps.append)
+        assert steps == [1024, 1024, 452]
 
 
 class TestResetting:

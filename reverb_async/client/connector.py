@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reverb_async.client.keys import KeyAllocator
+from reverb_async.client.shared import Shared
 from reverb_async.client.transport import StreamKind, Transport
 from reverb_async.core.info import TableInfo
 from reverb_async.errors import (
@@ -103,14 +104,13 @@ class Connector:
         self._is_reported = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._introducing = asyncio.Lock()
+        self._introducing: Shared[None] = Shared()
         self._introduced = False
         self._epoch: bytes | None = None
         self._keys = KeyAllocator()
-        self._fetching_keys = asyncio.Lock()
         self._refilling = False
         self._tables: dict[str, TableInfo] | None = None
-        self._describing = asyncio.Lock()
+        self._describing: Shared[dict[str, TableInfo]] = Shared()
 
     @property
     def address(self) -> str:
@@ -195,9 +195,7 @@ class Connector:
     async def _introduce(self) -> None:
         """Say hello, unless that was done since the connection was last lost."""
         if not self._introduced:
-            async with self._introducing:
-                if not self._introduced:
-                    await self.hello()
+            await self._introducing.join(self.hello)
 
     async def hello(self) -> None:
         """Say hello once: learn whether the server is still the same process, get a block of keys.
@@ -250,22 +248,19 @@ class Connector:
             sizes = [min(KEYS_PER_BLOCK, n - start) for start in range(0, n, KEYS_PER_BLOCK)]
             return np.concatenate([await self.next_keys(size) for size in sizes])
         while (keys := self.try_next_keys(n)) is None:
-            async with self._fetching_keys:
-                if not self._keys.has(n):
-                    await self._fetch_keys(n)
+            await self._fetch_keys(n)
         return keys
 
     async def _fetch_keys(self, n: int) -> None:
         async def fetch() -> None:
             if not self._keys.has(n):  # Introducing the client may just have brought a block.
-                await self.hello()
+                await self._introducing.join(self.hello)
 
         await self.call(fetch, "asking for keys")
 
     async def _refill(self) -> None:
         try:
-            async with self._fetching_keys:
-                await self._fetch_keys(KEYS_PER_BLOCK)
+            await self._fetch_keys(KEYS_PER_BLOCK)
         except ReplayError as error:
             logger.debug("no further keys from %s yet: %s", self.address, error)
         finally:
@@ -279,18 +274,16 @@ class Connector:
         Raises:
             Unavailable: nothing answered for `connect_timeout`.
         """
-        known = self._tables
-        if known is None or refresh:
-            async with self._describing:
-                if self._tables is known or self._tables is None:
-                    return await self.describe()
-        assert self._tables is not None
+        if self._tables is None or refresh:
+            return await self.call(lambda: self._describing.join(self._look_up), "describing the tables")
         return self._tables
 
     async def describe(self) -> dict[str, TableInfo]:
         """Describe the server's tables as they are now."""
-        infos = await self.call(self.transport.server_info, "describing the tables")
-        self._tables = {info.name: info for info in infos}
+        return await self.call(self._look_up, "describing the tables")
+
+    async def _look_up(self) -> dict[str, TableInfo]:
+        self._tables = {info.name: info for info in await self.transport.server_info()}
         return self._tables
 
     async def check_table(self, name: str) -> TableInfo:

@@ -90,6 +90,11 @@ class TableState:
         if self._remover_kind != self._sampler_kind:
             self._remover_kind.check_priorities(priorities)
 
+    @property
+    def max_insert(self) -> int:
+        """How many items one step should insert at most, so that it stays short."""
+        return 65_536 if self._remover_kind.is_deterministic else 1_024
+
     def admitted_inserts(self, n: int) -> int:
         """Return how many of `n` inserts in a row the rate limiter, and the room for items in flight, admit now."""
         return min(self.limiter.admitted_inserts(n), self.slots.num_free)
@@ -219,11 +224,13 @@ class TableState:
     def _draw_until_exhausted(self, n: int) -> Draw:
         """Draw with replacement up to the first item that is used up, remove it, go on: as drawing one by one does."""
         draws: list[Draw] = []
+        ahead = 1
         while n and self.size >= self.limiter.limiter.min_size_to_sample:
-            slots, probabilities = self._sampler.sample(n, self._rng)
+            slots, probabilities = self._sampler.sample(min(n, ahead), self._rng)
             times = self.slots.times_sampled[slots] + _occurrence(slots)
             used_up = np.flatnonzero(times >= self.max_times_sampled)
-            count = int(used_up[0]) + 1 if len(used_up) else n
+            count = int(used_up[0]) + 1 if len(used_up) else len(slots)
+            ahead = 2 * count  # As far ahead as lately went well: what lies behind a used-up item is drawn in vain.
             draws.append(self._record(slots[:count], probabilities[:count], np.full(count, self.size)))
             if len(used_up):
                 self._sample_out(slots[count - 1 : count])

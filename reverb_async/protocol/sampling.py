@@ -21,6 +21,7 @@ from reverb_async.errors import InvalidArgument
 from reverb_async.protocol.fields import integer, items_of, text
 from reverb_async.protocol.inserting import Column, put_column, take_column
 from reverb_async.protocol.message import Buffer, BufferReader, Message
+from reverb_async.protocol.updating import MAX_KEYS
 
 
 @dataclass(slots=True)
@@ -101,6 +102,8 @@ class SampleRequest:
         )
         if header.get("updates"):
             count = integer(header["updates"], "updates")
+            if count > MAX_KEYS:
+                raise InvalidArgument(f"one message updates {count} keys; at most {MAX_KEYS}: cut it up")
             request.keys = reader.array(np.uint64, (count,))
             request.priorities = reader.array(np.float64, (count,))
         return request

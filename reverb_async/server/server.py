@@ -11,6 +11,7 @@ import socket
 import stat
 from collections.abc import Sequence
 from types import TracebackType
+from weakref import WeakSet
 
 from reverb_async.client.client import Client
 from reverb_async.errors import Closed, InvalidArgument
@@ -68,8 +69,8 @@ class Server:
         self._listening: list[ReplayServer] = []
         self._handlers: ReplayHandlers | None = None
         self._health: HealthHandlers | None = None
-        self._clients: list[Client] = []
-        self._transports: list[InProcessTransport] = []
+        self._clients: WeakSet[Client] = WeakSet()
+        self._transports: WeakSet[InProcessTransport] = WeakSet()
         self._stopped: asyncio.Event | None = None
         self._closed = False
         self._tick: asyncio.TimerHandle | None = None
@@ -133,9 +134,9 @@ class Server:
         self._service.closing = True
         self._replay.close()
         try:
-            for client in self._clients:
+            for client in list(self._clients):
                 await client._close_with_server()
-            for transport in self._transports:
+            for transport in list(self._transports):
                 await transport.close()
             if self._health is not None:
                 self._health.close()
@@ -157,8 +158,8 @@ class Server:
             raise Closed("the server is not running: `await server.start()` first, or use `async with`")
         transport = InProcessTransport(self._service, "the server in this process")
         client = Client._over(transport)
-        self._transports.append(transport)
-        self._clients.append(client)
+        self._transports.add(transport)
+        self._clients.add(client)
         return client
 
     @property

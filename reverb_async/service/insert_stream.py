@@ -34,6 +34,9 @@ MAX_WAITING_ITEMS = 65_536
 MAX_DECLARATIONS = 4096
 """Groups, and layouts, that one stream may declare."""
 
+MAX_ITEMS_PER_BLOCK = 16_384
+"""A block is checked in one step, item by item if something is wrong with it."""
+
 MAX_EPISODES_PER_ITEM = 1024
 _MAX_EPISODE = 1 << 31
 _SLICE_STEPS = 65_536
@@ -158,6 +161,8 @@ class InsertStream:
 
     def _take_items(self, items: Items, tasks: asyncio.TaskGroup) -> None:
         count = items.keys.shape[1]
+        if count > MAX_ITEMS_PER_BLOCK:
+            raise InvalidArgument(f"a block has {count} items; at most {MAX_ITEMS_PER_BLOCK} can be in one: cut it up")
         if items.seq < self._next_seq:
             raise InvalidArgument(f"item {items.seq} was sent before: the next one of this session is {self._next_seq}")
         self._session.check_new(items.seq, count)
@@ -209,9 +214,10 @@ class InsertStream:
             raise InvalidArgument(
                 f"episodes must be ordered pairs from 0 to {_MAX_EPISODE - 1}, got {episodes[:4].tolist()}"
             )
-        if int(span.max()) >= MAX_EPISODES_PER_ITEM:
+        if int(span.max()) >= MAX_EPISODES_PER_ITEM or int(span.sum()) > MAX_ITEMS_PER_BLOCK:
             raise InvalidArgument(
-                f"an item spans {int(span.max()) + 1} episodes; at most {MAX_EPISODES_PER_ITEM} can be"
+                f"an item spans {int(span.max()) + 1} episodes, all of the block cross {int(span.sum())} ends of one; "
+                f"at most {MAX_EPISODES_PER_ITEM} per item and {MAX_ITEMS_PER_BLOCK} ends per block can be"
             )
         numbered: NDArray[np.int64] = episodes + (self._session.number << 31)
         return numbered
@@ -288,6 +294,9 @@ class InsertStream:
     def _close_groups(self) -> None:
         """Let go of all steps, in slices when there are many."""
         groups = list(self._groups.values())
+        # An exception's traceback may keep this stream alive for a while; the stores must not wait for that.
+        self._groups.clear()
+        self._layouts.clear()
 
         def next_slice() -> None:
             while groups:

@@ -154,10 +154,9 @@ class SampleStream:
         if plan.nbytes <= MAX_INLINE_GATHER_BYTES:
             return plan.run(wanted)
         plan.pin()
-        try:
-            return await asyncio.to_thread(plan.run, wanted)
-        finally:
-            plan.unpin()
+        gathering = asyncio.get_running_loop().run_in_executor(None, plan.run, wanted)
+        gathering.add_done_callback(lambda _: plan.unpin())
+        return await asyncio.shield(gathering)  # When this stream is cancelled, the thread still reads the rows.
 
     def _declared(self, layout: ItemLayout) -> tuple[SampledLayout, list[int]]:
         """Return the stream's name for a layout and the leaves wanted of it."""

@@ -12,6 +12,9 @@ from reverb_async.protocol.inserting import Column, Segments
 MAX_OPEN_STEPS = 1 << 22
 """Steps a client may keep nameable in one group."""
 
+MAX_GAP_STEPS = 1 << 17
+"""Steps whose numbers a client may skip because no item shows them."""
+
 MAX_OPEN_BYTES = 1 << 30
 """Bytes of rows a client may keep nameable in one group."""
 
@@ -39,6 +42,10 @@ class StepRows:
         stop = first + count
         if first < self._base:
             raise InvalidArgument(f"step {first} is sent after its release: the group starts at {self._base}")
+        if first > max(self._end, self._base) + MAX_GAP_STEPS:
+            raise InvalidArgument(
+                f"step {first} is {first - self._end} beyond the group's last: numbers may skip {MAX_GAP_STEPS} at most"
+            )
         if stop - self._base > MAX_OPEN_STEPS or (stop - self._base) * self.store.row_bytes > MAX_OPEN_BYTES:
             raise ResourceExhausted(
                 f"{stop - self._base} steps of {self.store.row_bytes} bytes are kept nameable at once; "

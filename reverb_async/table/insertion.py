@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, ExitStack
 
 from reverb_async.core.item import ItemBlock
 from reverb_async.errors import RateLimiterTimeout
-from reverb_async.table.table import MAX_STEP_ITEMS, Notice, Table
+from reverb_async.table.table import Notice, Table
 from reverb_async.waiting import Deadline, reported
 
 
@@ -80,10 +80,10 @@ class RowInsertion:
 
     def _step(self) -> int:
         """Insert what all tables admit now; return how many rows."""
-        count = min(self.remaining, MAX_STEP_ITEMS)
+        count = self.remaining
         for table in self._tables:
             table.raise_if_closed()
-            count = min(count, table.state.admitted_inserts(count))
+            count = table.state.admitted_inserts(min(count, table.state.max_insert))
         if count:
             for table, block in zip(self._tables, self._blocks, strict=True):
                 table.insert_now(block.part(self._done, self._done + count))

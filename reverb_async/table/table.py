@@ -348,7 +348,7 @@ class Table:
         """
         if self._open:
             raise InvalidArgument(
-                f"table {self.name!r} belongs to a running server: close that one, or use table.replace() for a new table"
+                f"table {self.name!r} belongs to a running server: close that one, or make a new table with replace()"
             )
         self._open, self._closed = True, False
         # What has been waited for is bound to the event loop of that time.

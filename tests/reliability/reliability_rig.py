@@ -198,7 +198,7 @@ class Proxy:
     @property
     def address(self) -> str:
         assert self._listening is not None
-        return "127.0.0.1:{}".format(self._listening.sockets[0].getsockname()[1])
+        return f"127.0.0.1:{self._listening.sockets[0].getsockname()[1]}"
 
     @property
     def num_links(self) -> int:

@@ -211,7 +211,7 @@ async def test_calls_of_every_kind_go_on_after_a_cut() -> None:
         Proxy(server.address) as proxy,
         ra.Client(proxy.address) as client,
     ):
-        for number in range(10):
+        for number in range(5):
             proxy.cut()
             await client.insert({"x": number}, {"t": 1.0})
             proxy.cut()

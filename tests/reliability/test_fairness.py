@@ -57,6 +57,7 @@ async def test_blocked_trajectory_writers_are_served_alike(way: str) -> None:
                         await writer.create_item("q", 1.0, trajectory={"writer": writer.history["writer"][-1]})
 
         writers = [asyncio.create_task(write(number)) for number in range(100)]
+        await until(lambda: num_waiters(server) >= 100)
         async with another_client(server, way) as learner:
             for _ in range(1000):
                 counts[(await learner.sample_one("q", timeout=10)).data["writer"]] += 1
@@ -121,14 +122,17 @@ async def _blocked(seconds: float) -> None:
         taken: list[int] = []
 
         async def learn() -> None:
-            async with ra.Client(server.address) as own, own.trajectory_writer(1) as writer:
-                async with own.sample_batches("q", 10, prefetch=4, num_batches=total // 10) as batches:
-                    async for batch in batches:
-                        taken.extend(batch.data["x"].tolist())
-                        writer.append({"n": np.int64(len(taken))})
-                        await writer.create_item("log", 1.0, trajectory={"n": writer.history["n"][-1]})
-                        if len(taken) in (500, 1500):
-                            time.sleep(seconds / 2)  # noqa: ASYNC251  # this is what is tested
+            async with (
+                ra.Client(server.address) as own,
+                own.trajectory_writer(1) as writer,
+                own.sample_batches("q", 10, prefetch=4, num_batches=total // 10) as batches,
+            ):
+                async for batch in batches:
+                    taken.extend(batch.data["x"].tolist())
+                    writer.append({"n": np.int64(len(taken))})
+                    await writer.create_item("log", 1.0, trajectory={"n": writer.history["n"][-1]})
+                    if len(taken) in (500, 1500):
+                        time.sleep(seconds / 2)  # noqa: ASYNC251  # this is what is tested
 
         def in_a_loop_of_its_own() -> None:
             asyncio.run(learn())

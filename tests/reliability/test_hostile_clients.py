@@ -23,6 +23,7 @@ from reverb_async.service import step_rows
 from reverb_async.testing import until
 
 STRUCTURE = flatten({"x": 0, "y": 0})[1]
+LEAVES = ((0, 0, True), (0, 1, True))
 SPECS = (ra.ArraySpec((2,), np.float32), ra.ArraySpec((), np.int64))
 SESSION = b"0123456789abcdef"
 NO_KEYS = np.zeros(0, np.uint64)
@@ -99,7 +100,7 @@ def request(n: int = 3, **parts: Any) -> InsertRequest:
     """A request that declares everything and inserts `n` items; parts of it replaced."""
     whole: dict[str, Any] = {
         "groups": [Group(0, SPECS)],
-        "layouts": [Layout(0, STRUCTURE, (0,), ((0, 0, True), (0, 1, True)))],
+        "layouts": [Layout(0, STRUCTURE, (0,), LEAVES)],
         "steps": [Steps(0, 0, n, [np.ones((n, 2), np.float32), np.arange(n)])],
         "items": [items(n)],
     }
@@ -174,9 +175,13 @@ MALFORMED: dict[str, Message] = {
     "a group of a made-up dtype": changed(put("groups", [[0, [["O8; import os", []]]]])),
     "a group declared twice": request(groups=[Group(0, SPECS), Group(0, SPECS)]).to_message(),
     "an undeclared group": request(steps=[Steps(5, 0, 1, [np.ones((1, 2), np.float32), np.arange(1)])]).to_message(),
-    "a layout of an undeclared group": request(layouts=[Layout(0, STRUCTURE, (9,), ((0, 0, True), (0, 1, True)))]).to_message(),
-    "a layout of a wild view": request(layouts=[Layout(0, STRUCTURE, (0,), ((2**40, 0, True), (0, 1, True)))]).to_message(),
-    "a layout of a wild column": request(layouts=[Layout(0, STRUCTURE, (0,), ((0, 2**40, True), (0, 1, True)))]).to_message(),
+    "a layout of an undeclared group": request(layouts=[Layout(0, STRUCTURE, (9,), LEAVES)]).to_message(),
+    "a layout of a wild view": request(
+        layouts=[Layout(0, STRUCTURE, (0,), ((2**40, 0, True), (0, 1, True)))]
+    ).to_message(),
+    "a layout of a wild column": request(
+        layouts=[Layout(0, STRUCTURE, (0,), ((0, 2**40, True), (0, 1, True)))]
+    ).to_message(),
     "a layout of too few leaves": request(layouts=[Layout(0, STRUCTURE, (0,), ((0, 0, True),))]).to_message(),
     "a layout that is deep": changed(put("layouts", 0, 1, _deep(500))),
     "a layout that is no nest": changed(put("layouts", 0, 1, {"a": 1})),
@@ -209,7 +214,7 @@ MALFORMED: dict[str, Message] = {
         steps=[Steps(0, 0, 1, [np.full(1, 7, np.uint8).view(np.bool_)])],
         items=[],
     ).to_message(),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MALFORMED)
@@ -224,7 +229,10 @@ async def test_a_malformed_message_ends_its_stream_only(service: Service, name: 
 REFUSED: dict[str, tuple[Items, type[ra.ReplayError]]] = {
     "an unknown table": (items(tables=("nope",)), ra.TableNotFound),
     "an undeclared layout": (items(layout=5), ra.InvalidArgument),
-    "steps that were never sent": (items(views=[Segments(np.array([0, 1, 3]), np.ones(3, np.int64))]), ra.InvalidArgument),
+    "steps that were never sent": (
+        items(views=[Segments(np.array([0, 1, 3]), np.ones(3, np.int64))]),
+        ra.InvalidArgument,
+    ),
     "steps before the first": (items(views=[Segments(np.array([0, 1, -1]), np.ones(3, np.int64))]), ra.InvalidArgument),
     "wild steps": (items(views=[Segments(np.full(3, 2**62), np.ones(3, np.int64))]), ra.InvalidArgument),
     "wild lengths": (items(views=[Segments(np.zeros(3, np.int64), np.full(3, 2**62))]), ra.InvalidArgument),
@@ -252,7 +260,7 @@ REFUSED: dict[str, tuple[Items, type[ra.ReplayError]]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-async def test_items_that_name_what_is_not_there_are_refused_and_the_stream_goes_on(service: Service, name: str) -> None:
+async def test_items_that_name_what_is_not_there_are_refused_and_others_follow(service: Service, name: str) -> None:
     stream = await service.inserting()
     block, kind = REFUSED[name]
     await stream.send(request(items=[block]).to_message())
@@ -467,7 +475,8 @@ async def test_a_bad_update_on_a_sample_stream_changes_nothing(service: Service,
 
 
 @pytest.mark.parametrize(
-    "header", [{}, {"seq": 1}, {"seq": 1, "table": 7}, {"seq": "a", "table": "t"}, {"seq": 1, "table": "t", "updates": 2**50}]
+    "header",
+    [{}, {"seq": 1}, {"seq": 1, "table": 7}, {"seq": "a", "table": "t"}, {"seq": 1, "table": "t", "updates": 2**50}],
 )
 async def test_a_malformed_update_ends_its_stream(service: Service, header: dict[str, Any]) -> None:
     stream = await service.open("update")
@@ -499,7 +508,9 @@ async def test_bad_updates_are_refused_one_by_one(service: Service) -> None:
 
 # -- anything ---------------------------------------------------------------------------------------------------------
 
-_WILD = [None, True, -1, 0, 1, 7, 2**31, 2**62, 2**63 - 1, 1.5, np.nan, "", "t", "x" * 99, b"", SESSION, [], [[]], {}, [1, 2, 3]]
+_WILD_NUMBERS = [True, -1, 0, 1, 7, 2**31, 2**62, 2**63 - 1, 1.5, np.nan]
+_WILD = [*_WILD_NUMBERS, None, "", "t", "x" * 99, b"", SESSION, [], [[]], {}, [1, 2, 3]]
+_WILD_WORDS = [number.to_bytes(8, "little", signed=True) for number in (0, 1, -1, 5, 2**62, -(2**63))]
 
 
 def _one_thing_changed(rng: random.Random, value: Any) -> Any:
@@ -522,7 +533,7 @@ def _one_buffer_changed(rng: random.Random, buffers: list[np.ndarray]) -> list[n
         raw = np.frombuffer(rng.randbytes(rng.choice([0, 7, 8, len(raw), len(raw) + 8])), np.uint8).copy()
     elif len(raw) >= 8:
         word = rng.randrange(len(raw) // 8) * 8
-        raw[word : word + 8] = np.frombuffer(rng.choice([0, 1, -1, 5, 2**62, -(2**63)]).to_bytes(8, "little", signed=True), np.uint8)
+        raw[word : word + 8] = np.frombuffer(rng.choice(_WILD_WORDS), np.uint8)
     return [*buffers[:at], raw, *buffers[at + 1 :]]
 
 
@@ -544,7 +555,8 @@ async def _fuzz(service: Service, seed: int, rounds: int) -> None:
         stream = await service.open(kind)
         try:
             if kind == "insert":
-                await stream.send(InsertRequest(session=SESSION if rng.random() < 0.5 else rng.randbytes(16)).to_message())
+                session = SESSION if rng.random() < 0.5 else rng.randbytes(16)
+                await stream.send(InsertRequest(session=session).to_message())
             await stream.send(Message(header if isinstance(header, dict) and header else {"x": 1}, buffers))
             async with asyncio.timeout(0.01):
                 while await stream.receive() is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import sys
 from pathlib import Path
@@ -118,8 +117,7 @@ async def test_reset_gives_the_pages_back_while_the_server_runs() -> None:
         assert full >= 8000 * 4096
         await client.reset("t")
         await until(lambda: usage_of(server).used_bytes == 0)
-        while service_of(server).replay.storage.trim():
-            await asyncio.sleep(0)
+        await until(lambda: not service_of(server).replay.storage.trim())
         assert shared_resident_bytes() - before <= 0.2 * full
         await client.insert({"x": np.ones(1024, np.float32)}, {"t": 1.0})
         assert (await client.sample_one("t")).data["x"].sum() == 1024

@@ -148,10 +148,15 @@ class TestAdding:
         add(rows, 0, 4)
         assert steps_of(rows, ranges((0, 6)), 1) == [0, 1, 2, 3, 4, 5]
 
-    def test_too_many_steps_at_once_are_refused_before_memory_is_taken(self, store: RowStore) -> None:
+    def test_too_many_steps_at_once_are_refused_before_memory_is_taken(
+        self, store: RowStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(step_rows, "MAX_OPEN_STEPS", 100)
         rows = StepRows(store)
         with pytest.raises(ResourceExhausted, match="kept nameable at once"):
-            add(rows, step_rows.MAX_OPEN_STEPS, 1)
+            add(rows, 100, 1)
+        with pytest.raises(InvalidArgument, match="numbers may skip 131072 at most"):
+            add(rows, step_rows.MAX_GAP_STEPS + 1, 1)
         assert len(rows._rows) == 64
         assert store.usage().staged_rows == 0
 

@@ -41,6 +41,8 @@ from reverb_async.errors import (
 )
 
 Tables = tuple[str, ...]
+
+_CUTS_PER_TURN = 8
 _T = TypeVar("_T")
 
 
@@ -98,8 +100,10 @@ class RowInserter:
         keys = (await self._keys(len(tables) * count, timeout)).reshape(len(tables), count)
         data = [as_rows_of(column, spec) for column, spec in zip(columns.columns, layout.specs, strict=True)]
         cuts = _cuts(data, count)
-        # With a timeout the next rows go out when those before them are in: what is admitted must be the first rows.
-        turns = [cuts] if timeout is None else [[cut] for cut in cuts]
+        # Rows go out in turns, the next when those before are in: a server reads no further while very many wait.
+        # With a timeout each cut is a turn, for what is admitted must be the first rows.
+        per_turn = _CUTS_PER_TURN if timeout is None else 1
+        turns = [cuts[at : at + per_turn] for at in range(0, len(cuts), per_turn)]
         admitted: list[tuple[int, int]] = []
         for turn in turns:
             call = Call(turn[-1][1] - turn[0][0])

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reverb_async.core.spec import ArraySpec
-from reverb_async.core.storage.backing import Backing, PlatformBacking
+from reverb_async.core.storage.backing import Backing, PlatformBacking, aligned_empty
 from reverb_async.core.storage.holds import Rows
 from reverb_async.core.storage.row_store import Handles, RowCursor, RowStore, StoreUsage
 from reverb_async.core.variable import VariableRows
@@ -116,7 +116,9 @@ class BlobStore:
             starts = (rows * room.shape[1]).tolist()
             for member, start, size in zip(members.tolist(), starts, lengths.tolist(), strict=True):
                 pieces[member] = flat[start : start + size]
-        return VariableRows(np.frombuffer(bytearray().join(pieces), np.uint8), sizes, shapes)
+        data: NDArray[np.uint8] = aligned_empty((int(sizes.sum()),), np.dtype(np.uint8)).view(np.uint8)
+        data[:] = np.frombuffer(bytearray().join(pieces), np.uint8)
+        return VariableRows(data, sizes, shapes)
 
     def retain(self, handles: Handles) -> None:
         """Add a count to each blob; a handle that stands there twice counts twice."""

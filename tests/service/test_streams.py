@@ -1,0 +1,151 @@
+"""What the server's ends of streams promise beyond what their messages say."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+
+import numpy as np
+import pytest
+
+import reverb_async as ra
+from reverb_async.core.nest import flatten
+from reverb_async.core.spec import ArraySpec
+from reverb_async.errors import InvalidArgument, ReplayError, ResourceExhausted
+from reverb_async.protocol.inserting import Group, InsertRequest, Items, Layout, Segments, Steps
+from reverb_async.protocol.sampling import SampleRequest, Subscription
+from reverb_async.protocol.updating import MAX_KEYS
+from reverb_async.service import insert_stream
+from reverb_async.testing import settle
+
+STRUCTURE = flatten({"x": 0})[1]
+
+
+def transport_of(server: ra.Server):
+    client = server.client()
+    return client, next(iter(server._transports))
+
+
+def kinds(count: int) -> list[Group]:
+    return [Group(at, (ArraySpec((at + 1,), np.float32),)) for at in range(count)]
+
+
+def one_block(count: int, **changes) -> InsertRequest:
+    ones = np.ones(count, np.int64)
+    fields = {
+        "seq": 1,
+        "layout": 0,
+        "tables": ("t",),
+        "keys": np.arange(count, dtype=np.uint64)[None],
+        "priorities": np.ones((1, count)),
+        "views": [Segments(np.zeros(count, np.int64), ones)],
+    }
+    return InsertRequest(
+        groups=[Group(0, (ArraySpec((), np.int64),))],
+        layouts=[Layout(0, STRUCTURE, (0,), ((0, 0, True),))],
+        steps=[Steps(0, 0, 1, [np.zeros(1, np.int64)])],
+        items=[Items(**{**fields, **changes})],
+    )
+
+
+async def refusal_of(server: ra.Server, request: InsertRequest) -> ReplayError:
+    client, transport = transport_of(server)
+    stream = await transport.open("insert")
+    await stream.send(InsertRequest(session=b"x" * 16).to_message())
+    await stream.send(request.to_message())
+    error: ReplayError | None = None
+    while error is None:
+        try:
+            message = await stream.receive()
+        except ReplayError as ended:
+            error = ended
+        else:
+            assert message is not None, "the server has nothing against it"
+            if "refused" in message.header:
+                error = ra.errors.from_map(message.header["refused"][0][2])
+    await client.close()
+    return error
+
+
+class TestInserting:
+    async def test_a_stream_that_breaks_lets_go_of_its_stores_at_once(self):
+        gc.disable()
+        try:
+            async with ra.Server([ra.Table("t", max_size=10)], port=None) as server:
+                client, transport = transport_of(server)
+                for malformed in (False, True):
+                    stream = await transport.open("insert")
+                    await stream.send(InsertRequest(session=b"x" * 16, groups=kinds(60)).to_message())
+                    await settle()
+                    storage = server._replay.storage
+                    assert len(storage._groups) == 60
+                    if malformed:
+                        await stream.send(InsertRequest(release=[(99, 1)]).to_message())
+                    else:
+                        stream.abort()
+                    await settle()
+                    assert len(storage._groups) == 0
+                await client.close()
+        finally:
+            gc.enable()
+
+    async def test_kinds_beyond_the_servers_limit_are_refused(self):
+        async with ra.Server([ra.Table("t", max_size=10)], port=None) as server:
+            error = await refusal_of(server, InsertRequest(groups=kinds(300)))
+            assert isinstance(error, ResourceExhausted)
+            async with server.client() as other:
+                await other.insert({"x": 1}, {"t": 1.0}, timeout=5)
+
+    async def test_blocks_have_a_largest_size(self):
+        async with ra.Server([ra.Table("t", max_size=10)], port=None) as server:
+            error = await refusal_of(server, one_block(insert_stream.MAX_ITEMS_PER_BLOCK + 1))
+            assert isinstance(error, InvalidArgument)
+            assert "cut it up" in str(error)
+
+    async def test_items_cannot_stand_for_countless_episodes(self):
+        episodes = np.tile(np.array([[0, 1000]]), (17, 1))
+        async with ra.Server([ra.Table("t", max_size=100)], port=None) as server:
+            error = await refusal_of(server, one_block(17, episodes=episodes))
+            assert "17000 ends" in str(error)
+
+    async def test_a_batch_that_waits_holds_up_no_other_table_and_can_be_cancelled(self):
+        tables = [ra.Table.queue("q", 10), ra.Table("r", max_size=10)]
+        async with ra.Server(tables, port=None) as server, server.client() as client:
+            waiting = asyncio.create_task(client.insert_batch(np.arange(100_000.0), {"q": 1.0}))
+            await settle(200)
+            await client.insert(1.0, {"r": 1.0}, timeout=5)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            await settle(50)
+            assert server.tables["q"].info.waiters == ()
+
+
+class TestSampling:
+    async def test_updates_that_ride_along_are_limited_like_others(self):
+        async with ra.Server([ra.Table("t", max_size=10)], port=None) as server:
+            client, transport = transport_of(server)
+            stream = await transport.open("sample")
+            keys = np.zeros(MAX_KEYS + 1, np.uint64)
+            request = SampleRequest(Subscription("t", 1), keys=keys, priorities=np.ones(len(keys)))
+            await stream.send(request.to_message())
+            with pytest.raises(InvalidArgument, match="at most 65536"):
+                await stream.receive()
+            await client.close()
+
+    async def test_variable_rows_are_aligned_in_process_too(self):
+        async with ra.Server([ra.Table("t", max_size=10)], port=None) as server, server.client() as client:
+            for length in (3, 5, 7):
+                await client.insert({"x": np.arange(length)}, {"t": 1.0})
+                sample = await client.sample_one("t")
+                assert sample.data["x"].ctypes.data % 64 == 0
+
+
+async def test_clients_in_process_are_forgotten_once_closed():
+    async with ra.Server([ra.Table("t", max_size=10)], port=None) as server:
+        for _ in range(20):
+            async with server.client() as client:
+                await client.insert({"x": 1}, {"t": 1.0})
+        del client
+        await settle()
+        gc.collect()
+        assert len(server._clients) == 0
