@@ -204,7 +204,7 @@ async def test_a_cancelled_draw_from_a_queue_goes_back_to_its_place(way: str) ->
 async def test_learners_that_leave_early_take_every_item_once_and_in_order(way: str, how: str) -> None:
     rng = random.Random(5)
     async with serving([ra.Table.queue("q", 10_000)], way) as (server, client):
-        total = 300 if how == "bare" else 800
+        total = 300
         await client.insert_batch({"x": np.arange(total)}, {"q": 1.0})
         taken: list[int] = []
 
@@ -252,7 +252,7 @@ async def test_many_learners_that_leave_early_at_once_take_every_item_once(way: 
         taken: list[int] = []
 
         async def learn() -> None:
-            while len(taken) < 2000:
+            while len(taken) < 1200:
                 async with client.sample_batches("q", rng.choice([1, 3]), prefetch=rng.randrange(4)) as batches:
                     for _ in range(rng.randrange(1, 10)):
                         try:
@@ -262,19 +262,19 @@ async def test_many_learners_that_leave_early_at_once_take_every_item_once(way: 
                             break
 
         async def write(first: int) -> None:
-            for start in range(first, first + 1000, 100):
+            for start in range(first, first + 600, 100):
                 await client.insert_batch({"x": np.arange(start, start + 100)}, {"q": 1.0})
 
         learners = [asyncio.create_task(learn()) for _ in range(6)]
-        await asyncio.gather(write(0), write(1000))
-        await until(lambda: len(taken) + server.tables["q"].info.current_size >= 1990)
-        await until(lambda: len(taken) >= 1985)
+        await asyncio.gather(write(0), write(600))
+        await until(lambda: len(taken) + server.tables["q"].info.current_size >= 1190)
+        await until(lambda: len(taken) >= 1185)
         for learner in learners:
             learner.cancel()
         await asyncio.wait(learners)
-        left = 2000 - len(taken)
+        left = 1200 - len(taken)
         if left:
             taken += (await client.sample_batch("q", left, timeout=5)).data["x"].tolist()
-        assert sorted(taken) == list(range(2000))
+        assert sorted(taken) == list(range(1200))
         await client.close()
         await until_nothing_waits_or_is_held(server)

@@ -24,7 +24,7 @@ class TestTables:
             ra.Server([make_table(), make_table()])
         with pytest.raises(ra.InvalidArgument, match="tables is a list: put the table into one"):
             ra.Server(make_table())
-        with pytest.raises(ra.InvalidArgument, match="must be reverb_async.Table objects, got 'replay'"):
+        with pytest.raises(ra.InvalidArgument, match=r"must be reverb_async\.Table objects, got 'replay'"):
             ra.Server(["replay"])
 
     async def test_a_table_serves_one_server_at_a_time(self):
@@ -66,15 +66,18 @@ class TestAddresses:
 
     async def test_a_server_without_any_address_says_so(self):
         async with ra.Server([make_table()], port=None) as server:
-            with pytest.raises(ra.InvalidArgument, match="listens nowhere: use server.client()"):
+            with pytest.raises(ra.InvalidArgument, match=r"listens nowhere: use server\.client\(\)"):
                 _ = server.address
 
     async def test_tcp_and_a_unix_socket_at_once(self, tmp_path):
         path = tmp_path / "replay.sock"
-        async with ra.Server([make_table()], unix_path=path) as server:
-            async with ra.Client(server.address) as one, ra.Client(server.unix_address) as other:
-                keys = await one.insert({"x": 1}, {"t": 1.0})
-                assert (await other.sample_one("t")).info.key == keys["t"]
+        async with (
+            ra.Server([make_table()], unix_path=path) as server,
+            ra.Client(server.address) as one,
+            ra.Client(server.unix_address) as other,
+        ):
+            keys = await one.insert({"x": 1}, {"t": 1.0})
+            assert (await other.sample_one("t")).info.key == keys["t"]
         assert not path.exists()
 
     async def test_a_socket_file_left_by_a_killed_server_is_replaced_a_living_one_is_not(self, tmp_path):
