@@ -49,7 +49,7 @@ class Service:
 
     async def check_honest(self) -> None:
         """The honest client inserts, samples and updates at once."""
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(10):
             key = (await self.honest.insert({"x": np.zeros(2, np.float32), "y": 9}, {"t": 1.0}))["t"]
             assert (await self.honest.sample_batch("t", 4)).data["x"].shape == (4, 2)
             assert (await self.honest.mutate_priorities("t", {key: 2.0}, [key])).deleted == 1
