@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from reverb_async.errors import ResourceExhausted
 
@@ -139,11 +139,6 @@ def physical_memory() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return 1 << 36
-
-
-def lazy_zeros(shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[np.generic]:
-    """Return zeros whose pages cost nothing until they are touched."""
-    return np.zeros(shape, dtype)
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> NDArray[np.generic]:

@@ -10,7 +10,6 @@ from reverb_async.core.storage.backing import (
     PlatformBacking,
     PrivateBacking,
     aligned_empty,
-    lazy_zeros,
     physical_memory,
     round_up,
 )
@@ -94,10 +93,6 @@ def test_aligned_arrays_are_owned_writable_and_contiguous(shape: tuple[int, ...]
     assert array.ctypes.data % 64 == 0
     assert array.flags.c_contiguous
     assert array.flags.writeable
-
-
-def test_lazy_zeros_are_zero() -> None:
-    assert not lazy_zeros((3, 2), np.int32).any()
 
 
 def test_sizes_are_rounded_up() -> None:
