@@ -14,6 +14,8 @@ from reverb_async.wire.duplex import GrpcServerDuplex
 from reverb_async.wire.parts import PART_BYTES
 from reverb_async.wire.transport import GrpcTransport
 
+pytestmark = pytest.mark.usefixtures("data_path")
+
 
 def bytes_of(size: int) -> np.ndarray:
     return np.resize(np.arange(251, dtype=np.uint8), size)

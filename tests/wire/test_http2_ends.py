@@ -35,6 +35,8 @@ from reverb_async.wire.generated.reverb_async import v1
 from reverb_async.wire.grpc_codec import GrpcCodec
 from reverb_async.wire.http2 import ReplayChannel, ReplayServer
 
+pytestmark = pytest.mark.usefixtures("data_path")
+
 
 @pytest.mark.parametrize("loop_factory", LOOPS)
 def test_a_server_closes_at_once_although_clients_are_connected(loop_factory):

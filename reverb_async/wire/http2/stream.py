@@ -286,6 +286,12 @@ class Stream(grpclib.protocol.Stream):
         if self.terminated is not None:
             raise StreamTerminatedError(self.terminated)
 
+    async def reset(self, error_code: ErrorCodes = ErrorCodes.NO_ERROR) -> None:
+        """Tell the peer that the stream is over, unless it is already."""
+        await self.connection.write_ready.wait()
+        if self.closable:
+            self.reset_nowait(error_code)
+
     def reset_nowait(self, error_code: ErrorCodes = ErrorCodes.NO_ERROR) -> None:
         """Tell the peer that the stream is over; never waits."""
         assert self.id is not None
