@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from reverb_async.client.sampling.collate import Collator
 from reverb_async.client.updates import as_priorities
 from reverb_async.errors import InvalidArgument
-from reverb_async.protocol.sampling import SampledBatch
+from reverb_async.protocol.sampled import SampledBatch
 
 
 class PriorityUpdater(Protocol):

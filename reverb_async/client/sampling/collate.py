@@ -24,7 +24,7 @@ from reverb_async.client.sampling.leaf_values import (
 from reverb_async.core.nest import Path, Structure
 from reverb_async.core.ragged import Ragged
 from reverb_async.errors import InvalidArgument
-from reverb_async.protocol.sampling import SampledBatch, SampledLayout, SampledPiece
+from reverb_async.protocol.sampled import SampledBatch, SampledLayout, SampledPiece
 
 RaggedMode: TypeAlias = Literal["error", "pad", "flat", "list"]
 PadSide: TypeAlias = Literal["left", "right"]
