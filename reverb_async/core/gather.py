@@ -71,7 +71,7 @@ class GatherPlan:
                 runs = slots.runs(view, mine)
                 shared = runs.uniform_length()
                 lengths.append(shared if shared >= 0 else runs.length)
-                rows.append(runs.rows())
+                rows.append(runs.first if shared == 1 and not runs.pieces else runs.rows())
                 self.nbytes += len(rows[-1]) * store.row_bytes
             self.parts.append(Part(layout, len(mine), positions, lengths, rows))
 
@@ -107,7 +107,7 @@ class GatherPlan:
             columns: list[NDArray[np.generic] | VariableRows] = []
             for leaf, out in zip(chosen, into, strict=True):
                 store, rows = layout.stores[leaf.view], part.rows[leaf.view]
-                if store.specs[leaf.column].is_variable:
+                if out is None and store.specs[leaf.column].is_variable:
                     columns.append(store.gather_variable(leaf.column, rows))
                 else:
                     columns.append(store.gather(leaf.column, rows, out))

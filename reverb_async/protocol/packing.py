@@ -87,7 +87,7 @@ class PieceHead(NamedTuple):
     @property
     def is_even(self) -> bool:
         """Whether this head alone tells the places of everything."""
-        return not self.positioned and min(self.lengths, default=0) >= 0
+        return not self.positioned and -1 not in self.lengths
 
 
 class Packer:

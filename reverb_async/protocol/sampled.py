@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +25,21 @@ class SampledLayout:
         structure: the nest of each item's data.
         num_views: sequences of rows that leaves are cut from.
         leaves: (view, squeeze, row spec) per leaf of `structure`.
+        is_fixed: there are no variable rows.
+        is_plain: nor is there a time axis: each leaf of an item is one row.
     """
 
     id: int
     structure: Structure
     num_views: int
     leaves: tuple[tuple[int, bool, ArraySpec], ...]
+    is_fixed: bool = field(init=False)
+    is_plain: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        is_fixed = not any(spec.is_variable for _, _, spec in self.leaves)
+        object.__setattr__(self, "is_fixed", is_fixed)
+        object.__setattr__(self, "is_plain", is_fixed and all(squeeze for _, squeeze, _ in self.leaves))
 
 
 @dataclass(slots=True)

@@ -50,12 +50,12 @@ class Unpacker:
                 f"got {count} of {size}"
             )
         heads = [self._head(piece) for piece in items_of({"pieces": entry[4]}, "pieces", 4)]
-        together = len(heads) == 1 and not heads[0].positioned
-        if sum(head.items for head in heads) != count * size or not (together or count == 1):
+        items = heads[0].items if len(heads) == 1 else sum([head.items for head in heads])
+        if items != count * size or (count > 1 and (len(heads) > 1 or heads[0].positioned)):
             raise InvalidArgument(
                 f"{count} batches of {size} items cannot be made of pieces of {[head.items for head in heads]}"
             )
-        info, pieces = self._arrays(count * size, heads, reader)
+        info, pieces = self._arrays(items, heads, reader)
         limited = bool(entry[3])
         if count == 1:
             keys, probabilities, priorities, times, sizes, inserted_at = info
@@ -144,6 +144,8 @@ def _places_and_lengths(
 def _columns(
     layout: SampledLayout, arrays: Iterator[NDArray[Any]], totals: Sequence[int], reader: BufferReader
 ) -> list[Column]:
+    if layout.is_fixed:
+        return list(itertools.islice(arrays, len(layout.leaves)))
     return [
         take_column(reader, spec, totals[view]) if spec.is_variable else next(arrays) for view, _, spec in layout.leaves
     ]

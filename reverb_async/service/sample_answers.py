@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -143,7 +144,10 @@ class SampleAnswers:
                 if isinstance(given, np.ndarray):
                     next(arrays)[...] = given
         outs: Outs = [
-            [None if spec.is_variable else next(arrays) for _, _, spec in head.layout.leaves] for head in heads
+            list(islice(arrays, len(head.layout.leaves)))
+            if head.layout.is_fixed
+            else [None if spec.is_variable else next(arrays) for _, _, spec in head.layout.leaves]
+            for head in heads
         ]
         size = len(draw) // drawn.count
         return PackedBatches(drawn.seq, drawn.count, size, draw.rate_limited, heads, buffer, []), outs

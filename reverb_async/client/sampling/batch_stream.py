@@ -64,7 +64,7 @@ class BatchStream(Conversation):
         self.table = wanted.table
         self._updates = updates
         # Half of what is outstanding per message: server and caller both have something to do then.
-        self._wanted = replace(wanted, together=min(max(1, prefetch // 2), MAX_BATCHES_PER_ENTRY))
+        self._wanted = replace(wanted, together=min(max(1, (prefetch + 1) // 2), MAX_BATCHES_PER_ENTRY))
         self._prefetch = prefetch
         self._limit = limit
         self._delivered = 0

@@ -141,7 +141,7 @@ class Collator:
         return known[1]
 
     def _common_structure(self, pieces: Sequence[SampledPiece]) -> Structure:
-        if any(piece.layout.structure != pieces[0].layout.structure for piece in pieces[1:]):
+        if len(pieces) > 1 and any(piece.layout.structure != pieces[0].layout.structure for piece in pieces[1:]):
             counts: dict[Structure, int] = {}
             for piece in pieces:
                 assert piece.positions is not None
@@ -220,6 +220,8 @@ class Collator:
 
 def _stacked(piece: SampledPiece, size: int) -> list[Any] | None:
     """Return the columns of a batch of fixed rows and equal lengths, as views; None if it is not one."""
+    if piece.layout.is_plain:
+        return list(piece.columns)
     leaves = []
     for (view, squeeze, _), column in zip(piece.layout.leaves, piece.columns, strict=True):
         length = piece.lengths[view]
