@@ -27,7 +27,7 @@ class KeyIndex:
     """
 
     def __init__(self, capacity: int, keys: NDArray[np.uint64], multiplier: int) -> None:
-        """Index up to `capacity` keys; ``keys[slot]`` must be the key of each slot inserted. `multiplier` is odd."""
+        """Index up to `capacity` keys; ``keys[slot]`` must be the key of each slot inserted; strided is fine. `multiplier` is odd."""
         assert 1 <= capacity <= 2**31, capacity
         assert multiplier % 2 == 1, "an even multiplier would lose the keys' high bits"
         self._keys = keys
@@ -63,7 +63,7 @@ class KeyIndex:
         candidates = np.flatnonzero(differences <= self._slot_mask_32)
         slots = differences.take(candidates)
         positions = candidates // _BUCKET
-        is_hit = self._keys.take(slots) == keys.take(positions)
+        is_hit = self._keys[slots] == keys.take(positions)
         found = np.full(n, -1, np.int64)
         found[positions[is_hit]] = slots[is_hit]
         if self._overflow:

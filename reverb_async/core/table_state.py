@@ -240,24 +240,22 @@ class TableState:
     def _record(self, slots: Rows, probabilities: NDArray[np.float64], sizes: NDArray[np.int64]) -> Draw:
         """Count the draws and note what their callers are told."""
         items = self.slots
-        before = items.times_sampled[slots]
-        np.add.at(items.times_sampled, slots, np.int32(1))
-        times = items.times_sampled[slots]
-        if bool((times - before > 1).any()):
-            times = before + _occurrence(slots)
+        seen = items.records.take(slots)
+        times = seen["times_sampled"] + _occurrence(slots)
+        items.times_sampled[slots] = times  # the last of duplicates is the highest, and is what stays
         self.num_unique_samples += int(np.count_nonzero(times == 1))
         if self.max_times_sampled >= 1:
             np.add.at(items.unsettled, slots, np.int32(1))
         return Draw(
             self.generation,
             slots,
-            items.key[slots],
+            seen["key"].copy(),
             probabilities,
-            items.priority[slots],
+            seen["priority"].copy(),
             times,
             sizes,
-            items.inserted_at[slots],
-            items.version[slots],
+            seen["inserted_at"].copy(),
+            seen["version"].copy(),
         )
 
     def _sample_out(self, slots: Rows) -> None:
@@ -420,8 +418,15 @@ class TableState:
                 listener(change)
 
 
+def _has_repeats(slots: Rows) -> bool:
+    ordered = np.sort(slots)
+    return bool((ordered[1:] == ordered[:-1]).any())
+
+
 def _occurrence(slots: Rows) -> NDArray[np.int32]:
     """Return, for each position, how often its slot has occurred so far, itself included; int32 ``[n]``."""
+    if not _has_repeats(slots):
+        return np.ones(len(slots), np.int32)
     order = np.argsort(slots, kind="stable")
     ordered = slots[order]
     new = np.ones(len(slots), bool)
@@ -434,11 +439,11 @@ def _occurrence(slots: Rows) -> NDArray[np.int32]:
 
 def _last_of_each(slots: Rows, priorities: NDArray[np.float64]) -> tuple[Rows, NDArray[np.float64]]:
     """Drop all but the last of duplicate slots; the order of what stays is kept."""
+    if not _has_repeats(slots):
+        return slots, priorities
     order = np.argsort(slots, kind="stable")
     ordered = slots[order]
     last = np.ones(len(slots), bool)
     last[:-1] = ordered[1:] != ordered[:-1]
-    if last.all():
-        return slots, priorities
     keep = np.sort(order[last])
     return slots[keep], priorities[keep]
