@@ -85,3 +85,16 @@ def join(sequences: list[Rows]) -> Runs:
         if len(runs) > 1:
             pieces[at] = runs
     return Runs(first, length, pieces)
+
+
+def as_run(rows: Rows) -> slice | None:
+    """Return `rows` as a slice if they are consecutive and ascending (and at least one)."""
+    n = len(rows)
+    if n == 0:
+        return None
+    first: int = rows.item(0)
+    if n == 1:
+        return slice(first, first + 1)
+    if rows.item(n - 1) - first != n - 1 or np.count_nonzero(rows == np.arange(first, first + n)) != n:
+        return None
+    return slice(first, first + n)

@@ -9,11 +9,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from reverb_async.core.runs import as_run
 from reverb_async.core.spec import ArraySpec
 from reverb_async.core.storage.backing import Backing, PlatformBacking, aligned_empty
 from reverb_async.core.storage.columns import Column, Columns
 from reverb_async.core.storage.extents import Extents
-from reverb_async.core.storage.holds import Holds, Rows, as_run
+from reverb_async.core.storage.holds import Holds, Rows
 from reverb_async.core.variable import VariableRows
 
 Handles = NDArray[np.uint64]
