@@ -42,6 +42,10 @@ class Connection(Protocol):
     async def open(self, kind: Literal["insert"]) -> Duplex:
         """Open a stream; retries until the server has not answered for too long, then raises `Unavailable`."""
 
+    @property
+    def known_tables(self) -> dict[str, TableInfo] | None:
+        """What `tables` returns from memory; None when it would have to ask."""
+
     async def tables(self, refresh: bool = False) -> dict[str, TableInfo]:
         """Describe the server's tables, from memory unless `refresh`."""
 
@@ -50,6 +54,9 @@ class Connection(Protocol):
 
     def try_next_keys(self, n: int) -> NDArray[np.uint64] | None:
         """Return `n` consecutive new keys if the server need not be asked for them."""
+
+    def try_next_key(self) -> int | None:
+        """Return a new key if the server need not be asked for one."""
 
     def lost(self, error: Unavailable) -> None:
         """Learn that a stream broke: the server may be another process when it answers again."""
