@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from reverb_async.core.item import ItemBlock, ItemLayout, Leaf
 from reverb_async.core.runs import Runs
-from reverb_async.core.spec import check_values
 from reverb_async.core.storage import RowStore
 from reverb_async.errors import InvalidArgument, ReplayError, Unavailable
 from reverb_async.protocol.inserting import (
@@ -19,7 +18,6 @@ from reverb_async.protocol.inserting import (
     Items,
     Layout,
     Refusal,
-    take_column,
 )
 from reverb_async.protocol.message import Duplex, Message
 from reverb_async.protocol.rows import RecordFormat, RowBlock
@@ -28,7 +26,7 @@ from reverb_async.service.row_intake import Arrival, RowIntake
 from reverb_async.service.step_rows import StepRows
 from reverb_async.service.tasks import first_error
 from reverb_async.sessions import Session
-from reverb_async.table import RowInsertion, Table
+from reverb_async.table import RowInsertion, Table, insert_now
 from reverb_async.waiting import Deadline
 
 MAX_WAITING_ITEMS = 65_536
@@ -140,10 +138,7 @@ class InsertStream:
             self._declare(layout)
         for steps in request.steps():
             rows = self._group(steps.group)
-            columns = [take_column(request.buffers, spec, steps.count) for spec in rows.store.specs]
-            for column in columns:
-                if isinstance(column, np.ndarray):
-                    check_values(column, f"a column of group {steps.group}")
+            columns = rows.read(request.buffers, steps.count)
             if steps.count:
                 rows.add(steps.first, steps.count, columns)
         done = self._take_blocks(request.items(), request.rows())
@@ -234,6 +229,10 @@ class InsertStream:
 
     def insert(self, tables: Sequence[Table], blocks: Sequence[ItemBlock], seq: int, timeout: float | None) -> None:
         """Insert what the tables accept and admit of items, numbered from `seq`; what they admit later waits."""
+        count = len(blocks[0])
+        if insert_now(tables, blocks):
+            self.acknowledge(seq, count)
+            return
         start = 0
         for stop, refused in _acceptable(tables, blocks):
             if stop > start:

@@ -166,17 +166,13 @@ class RowIntake:
         store = layout.stores[0]
         rows = self._cursors[store].take(count)
         store.write_all(rows, [records[name] for name in form.columns])
-        keys, priorities = records["key"].T, records["priority"].T
-        nbytes = np.full(count, store.row_bytes)
+        keys, priorities = records["key"], records["priority"]
+        nbytes = np.empty(count, np.int64)
+        nbytes.fill(store.row_bytes)
+        views = (Runs.of_rows(rows),)
         return rows, [
-            ItemBlock(
-                layout,
-                np.ascontiguousarray(table_keys),
-                np.ascontiguousarray(table_priorities),
-                (Runs.of_rows(rows),),
-                nbytes,
-            )
-            for table_keys, table_priorities in zip(keys, priorities, strict=True)
+            ItemBlock(layout, keys[:, table].copy(), priorities[:, table].copy(), views, nbytes)
+            for table in range(keys.shape[1])
         ]
 
 
