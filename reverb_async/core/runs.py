@@ -71,7 +71,10 @@ def expand(runs: Rows) -> Rows:
 
 def find_runs(rows: Rows) -> Rows:
     """Return the runs of consecutive numbers in `rows` as ``[runs, 2]`` of (first row, length)."""
-    starts = np.flatnonzero(np.diff(rows, prepend=rows[0] - 2) != 1)
+    breaks = np.flatnonzero(rows[1:] - rows[:-1] != 1)
+    if not len(breaks):
+        return np.array([(rows[0], len(rows))], np.int64)
+    starts = np.concatenate(([0], breaks + 1))
     return np.stack([rows[starts], np.diff(starts, append=len(rows))], axis=1)
 
 
@@ -81,8 +84,7 @@ def join(sequences: list[Rows]) -> Runs:
     length = np.array([len(rows) for rows in sequences], np.int64)
     pieces = {}
     for at, rows in enumerate(sequences):
-        runs = find_runs(rows)
-        if len(runs) > 1:
+        if len(rows) > 1 and len(runs := find_runs(rows)) > 1:
             pieces[at] = runs
     return Runs(first, length, pieces)
 

@@ -171,6 +171,13 @@ class RowStore:
             assert values.shape == (len(rows), *target.shape[1:])
             target[at] = values
 
+    def write_all(self, rows: Rows, values: Sequence[NDArray[np.generic]]) -> None:
+        """Fill all columns of rows the caller leased, none of them variable; see `write`."""
+        at = as_run(rows) or rows
+        for target, column in zip(self.columns, values, strict=True):
+            assert column.shape == (len(rows), *target.shape[1:])
+            target[at] = column
+
     def retain(self, rows: Rows) -> None:
         """Add a reference to each of `rows`."""
         self._holds.retain(rows)
