@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from reverb_async.client.checks import MAX_VARIABLE_RANK, Target
-from reverb_async.client.writing.columns import Clock, ColumnBuffer
+from reverb_async.client.writing.columns import Clock, ColumnBuffer, put_all
 from reverb_async.client.writing.history import ColumnHistory
 from reverb_async.core.nest import Path, Structure, flatten
 from reverb_async.core.ragged import Ragged
@@ -64,15 +64,7 @@ class StepBuffer:
         known, columns = self._last
         if structure is not known:
             columns = self._plans.get(structure) or self._planned(structure, leaves, step)
-        done = 0
-        try:
-            for column, leaf in zip(columns, leaves, strict=True):
-                column.put(step, leaf, self._loosen)
-                done += 1
-        except BaseException:
-            for column in columns[:done]:
-                column.unput(step)
-            raise
+        put_all(columns, step, leaves, self._loosen)
         if structure is not known:
             self._remember(structure, columns)
         clock.end = step + 1
@@ -204,6 +196,8 @@ class StepBuffer:
         if clear:
             clock.origin = clock.end
             starts.clear()
+            for column in self._columns.values():
+                column.cleared()
         starts.append(clock.end)
         first_kept = min((column.first_kept for column in self._columns.values()), default=clock.end)
         while len(starts) > 1 and (starts[1] <= first_kept or len(starts) > _MAX_EPISODES):
