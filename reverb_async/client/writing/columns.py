@@ -5,13 +5,15 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from reverb_async.client.writing.clock import Clock
 from reverb_async.client.writing.outgoing import stack_rows
 from reverb_async.client.writing.windows import Windows
+from reverb_async.core.dtypes import DType
 from reverb_async.core.leaf import Leaf
 from reverb_async.core.nest import Path
 from reverb_async.core.spec import ArraySpec, as_leaf, dtype_name, leaf_spec
@@ -21,28 +23,12 @@ from reverb_async.protocol.inserting import Column
 Loosen = Callable[[Path, ArraySpec, tuple[int, ...]], ArraySpec | None]
 """Whether tables let extents differ: a column's path and spec, the shape of a value that does not fit -> a spec."""
 
+Target: TypeAlias = (
+    "tuple[ColumnBuffer, NDArray[Any], frozenset[type], tuple[int, ...] | None, DType]"  # for use in loops
+)
+"""A column, rows of it, types of the scalars that fit as they stand, and the shape and dtype of arrays that do."""
+
 _SLACK_BYTES = 1 << 20
-
-
-class Clock:
-    """Where a writer is. Steps are numbered from 0 over its whole life.
-
-    Attributes:
-        origin: the first step of `history`: the first one after the last clear.
-        end: the number of steps so far, an open one included.
-        is_open: the last step still takes columns.
-        version: changes with every step and clear.
-        needed_from: says the first step that something queued may need again.
-    """
-
-    __slots__ = ("end", "is_open", "needed_from", "origin", "version")
-
-    def __init__(self, needed_from: Callable[[], int]) -> None:
-        self.origin = 0
-        self.end = 0
-        self.is_open = False
-        self.version = 0
-        self.needed_from = needed_from
 
 
 class ColumnBuffer:
@@ -57,6 +43,8 @@ class ColumnBuffer:
         clock: the writer's.
         keep: how many steps stay nameable.
         spec: dtype and shape of a row.
+        base: the first step that has a row.
+        room: the first step after it that has none yet.
         start: the first of the latest steps in a row that have values.
         stop: the step after the last value.
         floor: from here on to `stop`, steps have values and were not cleared; they may have expired.
@@ -68,7 +56,6 @@ class ColumnBuffer:
 
     __slots__ = (
         "_array",
-        "_base",
         "_dtype",
         "_earlier",
         "_expired_before",
@@ -76,14 +63,15 @@ class ColumnBuffer:
         "_leaves",
         "_lowest",
         "_number",
-        "_room",
         "_scalars",
         "_shape",
+        "base",
         "clock",
         "floor",
         "index",
         "keep",
         "path",
+        "room",
         "spec",
         "start",
         "stop",
@@ -95,7 +83,7 @@ class ColumnBuffer:
         self.index = index
         self.clock = clock
         self.keep = keep
-        self._base = self._room = self._expired_before = first
+        self.base = self.room = self._expired_before = first
         self.start = self.stop = self.floor = first
         self._earlier: list[tuple[int, int]] = []
         """Ranges of steps (first, stop) with values before `start`, ascending, with gaps between them."""
@@ -104,6 +92,7 @@ class ColumnBuffer:
         self._become(spec)
 
     def _become(self, spec: ArraySpec) -> None:
+        self.clock.moves += 1
         self.spec = spec
         self._dtype = spec.dtype
         self._shape = None if spec.is_variable else spec.fixed_shape
@@ -113,8 +102,7 @@ class ColumnBuffer:
         self._number: type = type(None)  # which no value is
         self._lowest = self._highest = 0.0
         if self._shape == () and spec.dtype.kind in "biufc":
-            python = {"float64": float, "complex128": complex, "bool": bool}.get(spec.dtype.name)
-            self._scalars = frozenset({spec.dtype.type, python} - {None})
+            self._scalars = scalar_types(spec.dtype)
             if spec.dtype.kind in "iu":
                 integers = np.iinfo(spec.dtype)
                 self._number, self._lowest, self._highest = int, int(integers.min), int(integers.max)
@@ -124,7 +112,7 @@ class ColumnBuffer:
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
-    def put(self, step: int, value: object, loosen: Loosen) -> None:
+    def put(self, step: int, value: Any, loosen: Loosen) -> None:
         """Store a copy of the column's value at `step`, the last one or the one after it.
 
         Raises:
@@ -132,8 +120,8 @@ class ColumnBuffer:
         """
         if step < self.stop:
             raise InvalidArgument(f"column {self.path} has already been set in the active step")
-        leaf = self.checked(value, loosen)
-        row = step - self._base if step < self._room else self._make_room(step)
+        leaf = value if self._takes(value) else self.checked(value, loosen)
+        row = step - self.base if step < self.room else self._make_room(step)
         if self._shape is None:
             self._leaves[row] = leaf.copy() if isinstance(leaf, np.ndarray) else leaf
         else:
@@ -143,6 +131,13 @@ class ColumnBuffer:
                 self._earlier.append((self.start, self.stop))
             self.start = self.floor = step
         self.stop = step + 1
+
+    def _takes(self, value: Any) -> bool:
+        """Whether a value can be stored as it stands."""
+        kind = type(value)
+        if kind is np.ndarray:
+            return bool(value.shape == self._shape and value.dtype == self._dtype)
+        return kind in self._scalars or (kind is self._number and self._lowest <= value <= self._highest)
 
     def unput(self, step: int) -> None:
         """Take back what was stored at `step`, before anybody saw it."""
@@ -182,18 +177,22 @@ class ColumnBuffer:
         """Let extents differ from now on."""
         if self._shape is not None:
             rows = self._array
-            base = self._base
+            base = self.base
             self._leaves = [rows[at].copy() if self._has(base + at) else None for at in range(len(rows))]
         self._become(spec)
 
+    def target(self, step: int) -> Target:
+        """Return where values go, from a step on that has a row, until the clock counts a move."""
+        return self, self._array[step - self.base :], self._scalars, self._shape, self._dtype
+
     def _make_room(self, step: int) -> int:
         """Make the row of `step` exist; steps that nobody can name or needs are dropped. Returns the row."""
-        kept_from = max(self._base, min(max(step - self.keep, self.clock.origin), self.clock.needed_from()))
-        kept = min(max(self._room - kept_from, 0), step - kept_from)
+        kept_from = max(self.base, min(max(step - self.keep, self.clock.origin), self.clock.needed_from()))
+        kept = min(max(self.room - kept_from, 0), step - kept_from)
         row_bytes = 64 if self._shape is None else max(self.spec.row_bytes, 1)
         slack = max(16, self.keep // 2, min(1024, _SLACK_BYTES // row_bytes))
         capacity = step - kept_from + slack
-        at = kept_from - self._base
+        at = kept_from - self.base
         if self._shape is None:
             self._leaves = self._leaves[at : at + kept] + [None] * (capacity - kept)
         else:
@@ -201,8 +200,9 @@ class ColumnBuffer:
             array[:kept] = self._array[at : at + kept]
             self._array = array
         self._earlier = [(first, stop) for first, stop in self._earlier if stop > kept_from]
-        self._base = kept_from
-        self._room = kept_from + capacity
+        self.clock.moves += 1
+        self.base = kept_from
+        self.room = kept_from + capacity
         return step - kept_from
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -260,8 +260,8 @@ class ColumnBuffer:
 
     def rows(self, first: int, count: int, spec: ArraySpec) -> Column:
         """Return the values of steps that are there as rows of `spec`, the column's or an earlier one of it."""
-        start = first - self._base
-        assert 0 <= start <= start + count <= self._room - self._base, (
+        start = first - self.base
+        assert 0 <= start <= start + count <= self.room - self.base, (
             f"steps {first} to {first + count} of {self.path} are gone"
         )
         if self._shape is not None:
@@ -270,38 +270,16 @@ class ColumnBuffer:
 
     def leaves(self, first: int, count: int) -> Sequence[Leaf]:
         """Return the values of steps that are there, one by one; not copied."""
-        start = first - self._base
+        start = first - self.base
         return list(self._array[start : start + count]) if self._shape is not None else self._taken(start, count)
 
     def _taken(self, start: int, count: int) -> list[Leaf]:
         return [leaf for leaf in self._leaves[start : start + count] if leaf is not None]
 
 
-def put_all(columns: Sequence[ColumnBuffer], step: int, values: Sequence[Any], loosen: Loosen) -> None:
-    """Store copies of a step's values, one per column; all or none.
-
-    Raises:
-        InvalidArgument: one does not fit, or its column has a value at the step.
-    """
-    after = step + 1
-    put = 0
-    try:
-        for column, value in zip(columns, values, strict=True):
-            # What `ColumnBuffer.put` does, for values that fit as they stand.
-            kind = type(value)
-            if kind is np.ndarray:
-                fits = value.shape == column._shape and value.dtype == column._dtype
-            else:
-                fits = kind in column._scalars or (
-                    kind is column._number and column._lowest <= value <= column._highest
-                )
-            if fits and column.stop == step < column._room:
-                column._array[step - column._base] = value
-                column.stop = after
-            else:
-                column.put(step, value, loosen)
-            put += 1
-    except BaseException:
-        for column in columns[:put]:
-            column.unput(step)
-        raise
+def scalar_types(dtype: DType) -> frozenset[type]:
+    """Return the types of scalars that are of this dtype, or are stored as such without a thought."""
+    if dtype.kind not in "biufc":
+        return frozenset()
+    python: dict[str, type] = {"float64": float, "complex128": complex, "bool": bool}
+    return frozenset({dtype.type, python.get(dtype.name, dtype.type)})

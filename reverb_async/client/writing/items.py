@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,6 @@ from reverb_async.client.writing.grouping import TrajectoryLayout
 from reverb_async.client.writing.insert_session import Connection, InsertSession
 from reverb_async.client.writing.outgoing import MAX_MESSAGE_BYTES, Block, Outgoing, stack_rows
 from reverb_async.client.writing.windows import Range
-from reverb_async.core.leaf import Leaf
 from reverb_async.errors import ReplayError, Unavailable
 from reverb_async.protocol.inserting import Items, Segments
 from reverb_async.waiting import make_condition
@@ -32,10 +32,11 @@ class ItemShape:
             stands.
         lowest: the first of these steps; None if they show none.
         last: the last of them.
-        nbytes: bytes an item shows, overlaps counted, without what it brings.
+        nbytes: bytes an item shows, overlaps counted, and those of fixed size that it brings.
+        varies: it brings more.
     """
 
-    __slots__ = ("cuts", "last", "layout", "lowest", "nbytes")
+    __slots__ = ("cuts", "last", "layout", "lowest", "nbytes", "varies")
 
     def __init__(self, layout: TrajectoryLayout, cuts: Sequence[tuple[Range, ...]]) -> None:
         self.layout = layout
@@ -47,6 +48,9 @@ class ItemShape:
             for ranges, step_bytes in zip(cuts, layout.cut_bytes, strict=True)
             for _, length in ranges
         )
+        brought = () if layout.own is None else layout.own.specs
+        self.nbytes += sum(spec.row_bytes for spec in brought if not spec.is_variable)
+        self.varies = any(spec.is_variable for spec in brought)
 
 
 class ItemBlock(Block):
@@ -65,14 +69,14 @@ class ItemBlock(Block):
         self._keys: list[int] = []
         self._priorities: list[float] = []
         self._episodes: list[int] = []
-        self._own: list[list[Leaf]] = [[] for _ in layout.own.specs] if layout.own is not None else []
+        self._own: list[list[Any]] = [[] for _ in layout.own.specs] if layout.own is not None else []
         self._unsettled = 0
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def add(
-        self, shape: ItemShape, place: int, key: int, priority: float, own: Sequence[Leaf], episodes: tuple[int, int]
+        self, shape: ItemShape, place: int, key: int, priority: float, own: Sequence[Any], episodes: tuple[int, int]
     ) -> None:
         """Add an item that stands at step `place`, and brings values of its own."""
         self._shapes.append(shape)
@@ -86,8 +90,17 @@ class ItemBlock(Block):
         if own:
             for column, value in zip(self._own, own, strict=True):
                 column.append(value)
-                self.nbytes += len(value) if isinstance(value, str | bytes) else value.nbytes
+            if shape.varies:
+                self.nbytes += self._variable_bytes(own)
         self._unsettled += 1
+
+    def _variable_bytes(self, own: Sequence[Any]) -> int:
+        assert self.layout.own is not None
+        return sum(
+            len(value) if isinstance(value, str | bytes) else value.nbytes
+            for value, spec in zip(own, self.layout.own.specs, strict=True)
+            if spec.is_variable
+        )
 
     def write(self, out: Outgoing, seq: int, start: int, stop: int) -> None:
         """Add items, with the steps their stream does not have."""
@@ -211,7 +224,7 @@ class ItemQueue:
         shape: ItemShape,
         place: int,
         priority: float,
-        own: Sequence[Leaf],
+        own: Sequence[Any],
         episodes: tuple[int, int],
     ) -> int:
         """Queue an item, see `ItemBlock.add`; items of a table stay in order. Returns its key."""

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from reverb_async.client.checks import Target, as_priority, widened
+from reverb_async.client.writing.columns import scalar_types
 from reverb_async.client.writing.grouping import Grouping, TrajectoryLayout
 from reverb_async.client.writing.history import ColumnHistory, TrajectoryColumn
 from reverb_async.client.writing.items import ItemQueue, ItemShape
 from reverb_async.client.writing.outgoing import RowGroup
 from reverb_async.client.writing.steps import StepBuffer
 from reverb_async.client.writing.windows import Range
-from reverb_async.core.leaf import Leaf
+from reverb_async.core.dtypes import DType
 from reverb_async.core.nest import Path, Structure, flatten
 from reverb_async.core.spec import ArraySpec, as_leaf, leaf_spec, listed_hint
 from reverb_async.core.tree import Node, Tree
@@ -64,32 +65,36 @@ class Trajectories:
         """
         leaves, structure = flatten(trajectory)
         version = self._steps.clock.version
+        # An item stands where its first column does. Its pattern says how the columns are cut, where those stand that
+        # do not stand there too, and which values are not from the history.
         pattern: list[object] = []
-        firsts: list[int] = []
-        own: Sequence[Any] = []
+        place: int | None = None
+        own: list[Any] = []
         for leaf in leaves:
             if type(leaf) is TrajectoryColumn:
                 if leaf.version != version:
-                    self._check_column(leaf, structure.paths[len(pattern)])
+                    self._check_column(leaf, leaves, structure)
                 pattern.append(leaf.window)
-                firsts.append(leaf.first)
+                first = leaf.first
+                if first != place:
+                    if place is None:
+                        place = first
+                    else:
+                        pattern.append(first - place)
             else:
                 pattern.append(None)
                 own.append(leaf)
-        # An item stands where its first column does; a pattern says where the others stand from there.
-        place = 0
-        if firsts:
-            place = firsts[0]
-            if firsts.count(place) < len(firsts):
-                pattern += [first - place for first in firsts]
+        if place is None:
+            place = 0
         if (table, structure) != self._last:
             self._turn_to(table, structure)
         known = tuple(pattern)
         route = self._last_routes.get(known)
+        brought: Sequence[Any] = ()
         if own:
             columns = self._own_columns(structure, leaves) if route is None else route.own
             assert columns is not None
-            own = columns.fit(own, self._target(table))
+            brought = columns.fit(own, self._target(table))
             if route is not None and route.shape.layout.own is not columns.group:
                 route = None
         if route is None:
@@ -103,7 +108,7 @@ class Trajectories:
         episodes = (steps.episode, steps.episode)
         if steps.spans_episodes and shape.lowest is not None:
             episodes = steps.episodes(place + shape.lowest, place + shape.last)
-        return self._queue.add(table, shape, place, priority, own, episodes)
+        return self._queue.add(table, shape, place, priority, brought, episodes)
 
     def _turn_to(self, table: str, structure: Structure) -> None:
         """Let `_last_routes` be those of the table and the structure."""
@@ -115,7 +120,8 @@ class Trajectories:
             routes = self._routes[self._last] = {}
         self._last_routes = routes
 
-    def _check_column(self, column: TrajectoryColumn, path: Path) -> None:
+    def _check_column(self, column: TrajectoryColumn, leaves: Sequence[object], structure: Structure) -> None:
+        path = structure.paths[next(at for at, leaf in enumerate(leaves) if leaf is column)]
         if column.column.clock is not self._steps.clock:
             raise InvalidArgument(
                 f"trajectory column {path} is from another writer's history; items are made of their own writer's steps"
@@ -145,9 +151,9 @@ class Trajectories:
         if missing is not None:
             raise InvalidArgument(f"trajectory column {missing} is None; leave it out")
         columns = [leaf if isinstance(leaf, TrajectoryColumn) else None for leaf in leaves]
-        for column, path in zip(columns, structure.paths, strict=True):
+        for column in columns:
             if column is not None:
-                self._check_column(column, path)
+                self._check_column(column, leaves, structure)
         own = self._own_columns(structure, leaves) if None in columns else None
         target = self._target(table)
         if self._validate and target is not None and target.signature is not None:
@@ -171,7 +177,9 @@ class Trajectories:
                     )
         cuts: dict[tuple[Range, ...], int] = {}
         cut_of = [-1 if column is None else cuts.setdefault(column.ranges, len(cuts)) for column in columns]
-        pattern = tuple((-1 if column is None else column.window.code, cut) for column, cut in zip(columns, cut_of))
+        pattern = tuple(
+            (-1 if column is None else column.window.code, cut) for column, cut in zip(columns, cut_of, strict=True)
+        )
         layout_key = (structure, pattern, -1 if own is None else own.group.id)
         layout = self._layouts.get(layout_key)
         if layout is None:
@@ -209,17 +217,25 @@ class _OwnColumns:
         self._grouping = grouping
         self._groups: dict[tuple[ArraySpec, ...], RowGroup] = {}
         self._loose: dict[int, ArraySpec] = {}
+        self._last_target: Target | None = None
+        self._takes: list[tuple[type, tuple[int | None, ...], DType]] = []
+        """What the last values were, if ones like them can be stored as they stand."""
         self.specs: tuple[ArraySpec, ...] = ()
         self.group = RowGroup(-1, ())
 
-    def fit(self, values: Sequence[object], target: Target | None) -> list[Leaf]:
-        """Return copies of an item's values; the columns are made to fit them.
+    def fit(self, values: Sequence[object], target: Target | None) -> list[Any]:
+        """Return copies of an item's values, arrays or scalars; the columns are made to fit them.
 
         Raises:
             InvalidArgument: one is nothing that a column can hold.
         """
+        if target is self._last_target and len(self._takes) == len(values):
+            known = self._copies(values)
+            if known is not None:
+                return known
         leaves = []
         specs = []
+        takes = []
         for at, (value, path) in enumerate(zip(values, self._paths, strict=True)):
             if isinstance(value, ColumnHistory):
                 hint = listed_hint(path, self._paths, value.dtype)
@@ -231,6 +247,8 @@ class _OwnColumns:
             leaf = as_leaf(value, path, wanted)
             leaves.append(leaf.copy() if isinstance(leaf, np.ndarray) else leaf)
             got = leaf_spec(leaf)
+            if (type(value) is np.ndarray and leaf is value) or type(value) in scalar_types(got.dtype):
+                takes.append((type(value), got.shape, got.dtype))
             if wanted is not None and wanted.dtype == got.dtype and wanted.admits(got.shape):
                 specs.append(wanted)
                 continue
@@ -247,7 +265,22 @@ class _OwnColumns:
             if self.specs not in self._groups:
                 self._groups[self.specs] = self._grouping.new_row_group(self.specs)
             self.group = self._groups[self.specs]
+        self._last_target, self._takes = target, takes
         return leaves
+
+    def _copies(self, values: Sequence[Any]) -> list[Any] | None:
+        """Return copies of values like the last ones, for which nothing changes; None if they are not like them."""
+        copies: list[Any] = []
+        for value, (kind, shape, dtype) in zip(values, self._takes, strict=True):
+            if type(value) is not kind:
+                return None
+            if isinstance(value, np.ndarray):
+                if value.shape != shape or value.dtype != dtype:
+                    return None
+                copies.append(value.copy())
+            else:
+                copies.append(value)
+        return copies
 
 
 def _sampled_spec(column: TrajectoryColumn) -> ArraySpec:
