@@ -105,7 +105,8 @@ class TrajectoryWriter:
             Closed: the writer was closed.
             ReplayError: what ended the writer.
         """
-        self._check_usable()
+        if self._closed or self._queue.error is not None:
+            self._check_usable()
         self._steps.append(data, partial_step)
 
     def append_sequence(self, steps: object) -> None:
@@ -177,8 +178,9 @@ class TrajectoryWriter:
         """
         if timeout is not None:
             check_timeout(timeout)
-        self._check_usable()
         queue = self._queue
+        if self._closed or queue.error is not None:
+            self._check_usable()
         if queue.unsent >= _TURN:  # Let the session send them, so that the server works on them meanwhile.
             await asyncio.sleep(0)
             self._check_usable()
