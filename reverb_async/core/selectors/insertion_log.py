@@ -78,25 +78,23 @@ class InsertionLog:
         numbers = self._numbers.take(slots) - 1
         self._numbers[slots] = 0
         self.size -= len(slots)
-        if len(slots) < 2:
-            for number in numbers.tolist():
-                self._count_dead(self._chunk_of(number))
+        if not len(slots):
             return
         low = self._chunk_of(int(numbers.min()))
-        high = self._chunk_of(int(numbers.max()))
+        high = low if len(slots) == 1 else self._chunk_of(int(numbers.max()))
         if low == high:
-            self._alive[low] -= len(slots)
-        else:
-            chunks = self._starts.searchsorted(numbers, side="right") - 1
-            self._alive -= np.bincount(chunks, minlength=len(self._chunks))
+            self._count_dead(low, len(slots))
+            return
+        chunks = self._starts.searchsorted(numbers, side="right") - 1
+        self._alive -= np.bincount(chunks, minlength=len(self._chunks))
         touched = slice(low, min(high + 1, len(self._chunks) - 1))  # the tail stays as it is
         sparse = np.flatnonzero(self._alive[touched] * _SPARSE <= self._written[touched]) + low
         for chunk in sparse[::-1].tolist():  # backwards: shrinking a chunk moves those behind it
             self._shrink(chunk)
 
-    def _count_dead(self, chunk: int) -> None:
-        """Count one slot less in a chunk."""
-        self._alive[chunk] -= 1
+    def _count_dead(self, chunk: int, n: int) -> None:
+        """Count `n` slots less in a chunk."""
+        self._alive[chunk] -= n
         if chunk < len(self._chunks) - 1 and self._alive[chunk] * _SPARSE <= self._written[chunk]:
             self._shrink(chunk)
 
