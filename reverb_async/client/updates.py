@@ -17,7 +17,7 @@ from reverb_async.client.conversation import Conversation
 from reverb_async.core.draw import MutateResult
 from reverb_async.errors import InvalidArgument, ReplayError, from_map
 from reverb_async.protocol.message import Message
-from reverb_async.protocol.updating import MAX_KEYS, UpdateRequest, UpdateResponse
+from reverb_async.protocol.updating import MAX_CALLS, MAX_KEYS, UpdateRequest, UpdateResponse, pack
 from reverb_async.waiting import FIRST_WARNING_S, reported
 
 Updates: TypeAlias = "Mapping[int, float] | tuple[ArrayLike, ArrayLike]"
@@ -115,13 +115,21 @@ class UpdateStream(Conversation):
         self._unanswered.clear()
 
     def compose(self) -> Message | None:
-        """Return the next block whose caller still waits."""
-        while self._unsent:
-            request, answer = self._unsent.popleft()
-            if not answer.done():
-                self._unanswered[request.seq] = (request, answer)
-                return request.to_message()
-        return None
+        """Return the next blocks whose callers still wait, as many as the server applies in one step."""
+        requests: list[UpdateRequest] = []
+        num_keys = 0
+        while self._unsent and len(requests) < MAX_CALLS:
+            request, answer = self._unsent[0]
+            num_keys += request.num_keys
+            if requests and num_keys > MAX_KEYS:
+                break
+            self._unsent.popleft()
+            if answer.done():
+                num_keys -= request.num_keys
+                continue
+            self._unanswered[request.seq] = (request, answer)
+            requests.append(request)
+        return pack(requests) if requests else None
 
     def take(self, message: Message) -> None:
         """Hand answers to those who wait for them."""

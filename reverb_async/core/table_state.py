@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,9 +12,10 @@ from reverb_async.core.draw import Draw, MutateResult
 from reverb_async.core.episodes import EpisodeCounter
 from reverb_async.core.item import ItemBlock
 from reverb_async.core.key_index import Hashes, KeyIndex
+from reverb_async.core.mutation import Mutation, occurrence, winners
 from reverb_async.core.rate_limiters import RateLimiter, RateLimiterState
 from reverb_async.core.runs import Rows
-from reverb_async.core.selectors import Fifo, Prioritized, Selector
+from reverb_async.core.selectors import Fifo, Lifo, Prioritized, Selector, Uniform
 from reverb_async.core.slots import GONE, LIVE, OUT, Slots
 from reverb_async.errors import InvalidArgument
 
@@ -63,6 +66,11 @@ class TableState:
         self._index = KeyIndex(capacity, self.slots.key, self._multiplier)
         self._sampler = self._sampler_kind.build(capacity)
         self._remover = self._remover_kind.build(capacity)
+        self._ranked = [
+            state
+            for kind, state in ((self._sampler_kind, self._sampler), (self._remover_kind, self._remover))
+            if not isinstance(kind, Uniform | Fifo | Lifo)  # to whom priorities mean nothing
+        ]
         # Where sampled-out items stood in sampler and remover, so that they can return there.
         self._sampler_place = np.zeros(capacity, np.int64)
         self._remover_place = np.zeros(capacity, np.int64)
@@ -163,9 +171,7 @@ class TableState:
         self._highest_priority = float(running[-1])
         return np.where(asked, running, priorities)
 
-    def _add(
-        self, block: ItemBlock, priorities: NDArray[np.float64], now: float, hashes: Hashes = None
-    ) -> None:
+    def _add(self, block: ItemBlock, priorities: NDArray[np.float64], now: float, hashes: Hashes = None) -> None:
         slots = self.slots.put(block, priorities, now)
         self._index.insert(block.keys, slots, hashes)
         self._sampler.insert(slots, priorities)
@@ -235,7 +241,7 @@ class TableState:
         ahead = 1
         while n and self.size >= self.limiter.limiter.min_size_to_sample:
             slots, probabilities = self._sampler.sample(min(n, ahead), self._rng)
-            times = self.slots.times_sampled[slots] + _occurrence(slots)
+            times = self.slots.times_sampled[slots] + occurrence(slots)
             used_up = np.flatnonzero(times >= self.max_times_sampled)
             count = int(used_up[0]) + 1 if len(used_up) else len(slots)
             ahead = 2 * count  # As far ahead as lately went well: what lies behind a used-up item is drawn in vain.
@@ -249,7 +255,7 @@ class TableState:
         """Count the draws and note what their callers are told."""
         items = self.slots
         seen = items.records.take(slots)
-        times = seen["times_sampled"] + _occurrence(slots)
+        times = seen["times_sampled"] + occurrence(slots)
         items.times_sampled[slots] = times  # the last of duplicates is the highest, and is what stays
         self.num_unique_samples += int(np.count_nonzero(times == 1))
         if self.max_times_sampled >= 1:
@@ -332,32 +338,82 @@ class TableState:
         Raises:
             InvalidArgument: a priority the selectors refuse; nothing was changed.
         """
-        self.check_priorities(priorities)
-        updated = deleted = 0
-        unknown = keys[:0]
-        if len(keys):
-            slots = self._index.find(keys)
+        result = self.mutate_all([Mutation(keys, priorities, deletes)])[0]
+        if isinstance(result, InvalidArgument):
+            raise result
+        return result
+
+    def mutate_all(self, calls: Iterable[Mutation]) -> list[MutateResult | InvalidArgument]:
+        """Do what `mutate` does for one call after the other, in as few vector operations as possible.
+
+        A call that is refused harms no other. Calls that only set priorities make one change record together.
+        """
+        results: list[MutateResult | InvalidArgument] = []
+        together: list[Mutation] = []
+        for call in calls:
+            try:
+                self.check_priorities(call.priorities)
+            except InvalidArgument as refusal:
+                results.extend(self._mutate(together))
+                together = []
+                results.append(refusal)
+                continue
+            together.append(call)
+            if len(call.deletes):
+                results.extend(self._mutate(together))
+                together = []
+        results.extend(self._mutate(together))
+        return results
+
+    def _mutate(self, calls: list[Mutation]) -> list[MutateResult]:
+        """Apply checked calls of which only the last may delete."""
+        if not calls:
+            return []
+        keys, priorities = calls[0].keys, calls[0].priorities
+        if len(calls) > 1:
+            keys = np.concatenate([call.keys for call in calls])
+            priorities = np.concatenate([call.priorities for call in calls])
+        slots = self._index.find(keys)
+        of_call = np.repeat(np.arange(len(calls)), [len(call.keys) for call in calls])
+        unknown: dict[int, NDArray[np.uint64]] = {}
+        if len(slots) and int(slots.min()) < 0:
             known = slots >= 0
-            if not known.all():
-                unknown = keys[~known]
-                slots, priorities = slots[known], priorities[known]
-            slots, priorities = _last_of_each(slots, priorities)
-            updated = len(slots)
-            self._set_priorities(slots, priorities)
+            missing = np.bincount(of_call[~known], minlength=len(calls))
+            parts = np.split(keys[~known], np.cumsum(missing)[:-1])
+            unknown = {at: parts[at] for at in missing.nonzero()[0].tolist()}
+            slots, priorities, of_call = slots[known], priorities[known], of_call[known]
+        last, last_in_call = winners(slots, of_call)
+        if last is not None and last_in_call is not None:
+            # Also what a later call overwrites counts for the highest priority so far.
+            self._highest_priority = max(self._highest_priority, float(priorities[last_in_call].max()))
+            of_call = of_call[last_in_call]
+            slots, priorities = slots[last], priorities[last]
+        updated = np.bincount(of_call, minlength=len(calls)).tolist()
+        self._set_priorities(slots, priorities)
+        deleted = 0
+        deletes = calls[-1].deletes
         if len(deletes):
             slots = self._index.find(deletes)
-            unknown = np.concatenate([unknown, deletes[slots < 0]])
+            strange = deletes[slots < 0]
+            if len(strange):
+                unknown[len(calls) - 1] = np.concatenate([unknown.get(len(calls) - 1, strange[:0]), strange])
             slots = np.unique(slots[slots >= 0])
             deleted = len(slots)
             self._remove(slots, ChangeKind.DELETE)
-        return MutateResult(updated, deleted, len(np.unique(unknown)) if len(unknown) else 0)
+        results = [
+            MutateResult(count, 0, len(np.unique(unknown[at])) if at in unknown else 0)
+            for at, count in enumerate(updated)
+        ]
+        if deleted:
+            results[-1] = MutateResult(updated[-1], deleted, results[-1].unknown)
+        return results
 
     def _set_priorities(self, slots: Rows, priorities: NDArray[np.float64]) -> None:
         if not len(slots):
             return
         self.slots.priority[slots] = priorities
-        self._sampler.update(slots, priorities)
-        self._remover.update(slots, priorities)
+        for selector in self._ranked:
+            selector.update(slots, priorities)
         self._highest_priority = max(self._highest_priority, float(priorities.max()))
         self._emit(ChangeKind.UPDATE, slots, priorities)
 
@@ -424,34 +480,3 @@ class TableState:
             change = Change(self._num_changes, kind, self.slots.key[slots], slots, priorities)
             for listener in self.listeners:
                 listener(change)
-
-
-def _has_repeats(slots: Rows) -> bool:
-    ordered = np.sort(slots)
-    return bool((ordered[1:] == ordered[:-1]).any())
-
-
-def _occurrence(slots: Rows) -> NDArray[np.int32]:
-    """Return, for each position, how often its slot has occurred so far, itself included; int32 ``[n]``."""
-    if not _has_repeats(slots):
-        return np.ones(len(slots), np.int32)
-    order = np.argsort(slots, kind="stable")
-    ordered = slots[order]
-    new = np.ones(len(slots), bool)
-    new[1:] = ordered[1:] != ordered[:-1]
-    at = np.arange(len(slots))
-    rank = np.empty(len(slots), np.int32)
-    rank[order] = at - np.maximum.accumulate(np.where(new, at, 0)) + 1
-    return rank
-
-
-def _last_of_each(slots: Rows, priorities: NDArray[np.float64]) -> tuple[Rows, NDArray[np.float64]]:
-    """Drop all but the last of duplicate slots; the order of what stays is kept."""
-    if not _has_repeats(slots):
-        return slots, priorities
-    order = np.argsort(slots, kind="stable")
-    ordered = slots[order]
-    last = np.ones(len(slots), bool)
-    last[:-1] = ordered[1:] != ordered[:-1]
-    keep = np.sort(order[last])
-    return slots[keep], priorities[keep]

@@ -10,7 +10,7 @@ import reverb_async as ra
 from reverb_async.client.updates import UpdateStream, as_keys, as_priorities, as_updates
 from reverb_async.core.draw import MutateResult
 from reverb_async.errors import Closed, DeadlineExceeded, InvalidArgument, TableNotFound, Unavailable
-from reverb_async.protocol.updating import MAX_KEYS, UpdateRequest, UpdateResponse
+from reverb_async.protocol.updating import MAX_KEYS, UpdateResponse, unpack
 from reverb_async.replay import Replay
 from reverb_async.service.service import ReplayService
 from reverb_async.testing import until
@@ -31,7 +31,7 @@ def update(stream, *numbers, timeout=None, table="t"):
 
 
 def requests(played):
-    return [UpdateRequest.from_message(message) for message in played.sent]
+    return [request for message in played.sent for request in unpack(message)]
 
 
 # -- the stream -------------------------------------------------------------------------------------------------------
