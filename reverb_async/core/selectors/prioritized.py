@@ -71,6 +71,8 @@ class Prioritized:
         if not len(priorities):
             return
         limit = self.max_priority
+        if len(priorities) == 1 and 0.0 <= priorities.item(0) <= limit:
+            return
         if priorities.min() >= 0.0 and priorities.max() <= limit:  # both are false for NaN
             return
         position = int(np.argmin((priorities >= 0.0) & (priorities <= limit)))
