@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +16,7 @@ from reverb_async.core.item import ItemBlock
 from reverb_async.core.key_index import Hashes, KeyIndex
 from reverb_async.core.mutation import Mutation, occurrence, winners
 from reverb_async.core.rate_limiters import RateLimiter, RateLimiterState
-from reverb_async.core.runs import Rows
+from reverb_async.core.runs import Rows, as_run
 from reverb_async.core.selectors import Fifo, Lifo, Prioritized, Selector, Uniform
 from reverb_async.core.slots import GONE, LIVE, OUT, Slots
 from reverb_async.errors import InvalidArgument
@@ -89,7 +91,7 @@ class TableState:
             InvalidArgument: a priority the selectors refuse, or an item larger than `max_bytes`.
         """
         given = block.priorities
-        if len(given) and np.isnan(given.min()):
+        if len(given) and math.isnan(_extreme(given, np.minimum)):
             given = given[~np.isnan(given)]
         self.check_priorities(given)
         if self.max_bytes is not None and len(block) and int(block.nbytes.max()) > self.max_bytes:
@@ -116,7 +118,7 @@ class TableState:
         keys = block.keys
         hashes = self._index.hash(keys)
         known = self._index.find(keys, hashes)
-        fresh = int(known.max()) < 0
+        fresh = _extreme(known, np.maximum) < 0
         if fresh and len(keys) > 1 and not bool((keys[1:] > keys[:-1]).all()):
             fresh = len(np.unique(keys)) == len(keys)
         if not fresh and len(keys) > 1:
@@ -158,8 +160,8 @@ class TableState:
         """Replace NaN by the highest priority at that moment: Schaul et al., 2016, arXiv:1511.05952, section 3.3."""
         if self.size == 0:
             self._highest_priority = -np.inf
-        highest = float(priorities.max())
-        if highest == highest:  # not NaN
+        highest = _extreme(priorities, np.maximum)
+        if not math.isnan(highest):
             self._highest_priority = max(self._highest_priority, highest)
             return priorities
         asked = np.isnan(priorities)
@@ -177,7 +179,7 @@ class TableState:
         self._sampler.insert(slots, priorities)
         self._remover.insert(slots, priorities)
         self.size += len(slots)
-        self.nbytes += int(block.nbytes.sum())
+        self.nbytes += _total(block.nbytes)
         self.episodes.add(*(({}, len(slots)) if block.episodes is None else self.slots.episodes_of(slots)))
         self.limiter.count_inserts(len(slots))
         self._emit(ChangeKind.INSERT, slots, priorities)
@@ -374,7 +376,10 @@ class TableState:
             keys = np.concatenate([call.keys for call in calls])
             priorities = np.concatenate([call.priorities for call in calls])
         slots = self._index.find(keys)
-        of_call = np.repeat(np.arange(len(calls)), [len(call.keys) for call in calls])
+        if len(calls) == 1:
+            of_call = np.zeros(len(keys), np.int64)
+        else:
+            of_call = np.repeat(np.arange(len(calls)), [len(call.keys) for call in calls])
         unknown: dict[int, NDArray[np.uint64]] = {}
         if len(slots) and int(slots.min()) < 0:
             known = slots >= 0
@@ -422,7 +427,7 @@ class TableState:
         self._sampler.delete(slots)
         self._remover.delete(slots)
         self.size -= len(slots)
-        self.nbytes -= int(self.slots.nbytes[slots].sum())
+        self.nbytes -= _total(self.slots.nbytes[as_run(slots) or slots])
         self.episodes.delete(*self.slots.episodes_of(slots))
         self.limiter.count_deletes(len(slots))
         self._emit(kind, slots, None)
@@ -480,3 +485,12 @@ class TableState:
             change = Change(self._num_changes, kind, self.slots.key[slots], slots, priorities)
             for listener in self.listeners:
                 listener(change)
+
+
+def _extreme(values: NDArray[Any], which: np.ufunc) -> float:
+    """Return the least or greatest value, NaN if there is any; a single item needs no vector operation."""
+    return values.item(0) if len(values) == 1 else which.reduce(values).item()  # type: ignore[no-any-return]
+
+
+def _total(values: NDArray[np.int64]) -> int:
+    return values.item(0) if len(values) == 1 else int(values.sum())

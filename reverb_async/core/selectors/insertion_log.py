@@ -80,8 +80,10 @@ class InsertionLog:
         self.size -= len(slots)
         if not len(slots):
             return
-        low = self._chunk_of(int(numbers.min()))
-        high = low if len(slots) == 1 else self._chunk_of(int(numbers.max()))
+        if len(slots) == 1:
+            low = high = self._chunk_of(numbers.item(0))
+        else:
+            low, high = self._chunk_of(int(numbers.min())), self._chunk_of(int(numbers.max()))
         if low == high:
             self._count_dead(low, len(slots))
             return
