@@ -307,3 +307,21 @@ def test_wrong_priorities_are_named(wrong, message):
 def test_priorities_are_copied():
     given = np.ones(2)
     assert not np.shares_memory(as_priorities(given, 2), given)
+
+
+async def test_calls_queued_together_are_packed_into_bounded_messages():
+    server = PlayedServer()
+    connector = server.connector()
+    stream = UpdateStream(connector)
+    sizes = [400, 400, 400, 2000, 30, *[1] * 80]
+    calls = [update(stream, *range(size)) for size in sizes]
+    calls[1].cancel()
+    await settle()
+    (played,) = server.streams
+    packed = [[len(request.keys) for request in unpack(message)] for message in played.sent]
+    assert packed == [[400, 400], [2000], [30, *[1] * 63], [1] * 17]
+    numbers = [request.seq for request in requests(played)]
+    played.answer(UpdateResponse([(seq, MutateResult(seq, 0, 0)) for seq in numbers]))
+    del calls[1]
+    assert [(await call).updated for call in calls] == numbers
+    await connector.close()
