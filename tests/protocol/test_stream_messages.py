@@ -15,8 +15,8 @@ from reverb_async.errors import InvalidArgument
 from reverb_async.protocol.inserting import InsertRequestReader, InsertResponse, take_column
 from reverb_async.protocol.message import Message
 from reverb_async.protocol.sampling import SampleRequest, SampleResponseReader
-from reverb_async.protocol.updating import UpdateRequest, UpdateResponse
-from reverb_async.wire.codec import decode
+from reverb_async.protocol.updating import MAX_CALLS, UpdateRequest, UpdateResponse, pack, unpack
+from reverb_async.wire.codec import decode, encode
 
 
 def same(got: object, expected: object) -> bool:
@@ -43,8 +43,6 @@ def carried(request):
         golden = (GOLDEN / f"{name}.bin").read_bytes()
         if request.param == "as written once":
             return decode(golden)
-        from reverb_async.wire.codec import encode
-
         return decode(encode(MESSAGES[name].to_message()).join(), owned=True)
 
     return carry
@@ -81,11 +79,34 @@ def test_a_sample_response(carried):
 
 
 def test_an_update_request(carried):
-    assert same(UpdateRequest.from_message(carried("update_request")), MESSAGES["update_request"])
+    assert same(unpack(carried("update_request")), [MESSAGES["update_request"]])
 
 
 def test_an_update_response(carried):
     assert same(UpdateResponse.from_message(carried("update_response")), MESSAGES["update_response"])
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2**63 - 1), st.text(max_size=3), st.integers(0, 3), st.integers(0, 2)),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_several_update_requests_travel_in_one_message(calls):
+    requests = [
+        UpdateRequest(
+            seq, table, np.arange(updates, dtype=np.uint64), np.arange(updates) / 2, np.arange(deletes, dtype=np.uint64)
+        )
+        for seq, table, updates, deletes in calls
+    ]
+    assert same(unpack(decode(encode(pack(requests)).join(), owned=True)), requests)
+
+
+def test_countless_update_requests_in_one_message_are_refused():
+    none = np.zeros(0, np.uint64)
+    with pytest.raises(InvalidArgument, match=f"{MAX_CALLS + 1} calls; at most {MAX_CALLS}"):
+        unpack(pack([UpdateRequest(1, "t", none, np.zeros(0), none)] * (MAX_CALLS + 1)))
 
 
 def test_every_golden_file_is_tested():
@@ -95,7 +116,7 @@ def test_every_golden_file_is_tested():
 def test_readers_ignore_keys_they_do_not_know(carried):
     message = carried("update_request")
     message.header["colour"] = "green"
-    assert same(UpdateRequest.from_message(message), MESSAGES["update_request"])
+    assert same(unpack(message), [MESSAGES["update_request"]])
 
 
 values = st.recursive(
@@ -124,6 +145,7 @@ names = st.sampled_from(
             "seq",
             "table",
             "deletes",
+            "more",
         ),
     ]
 )
@@ -156,7 +178,7 @@ def test_whatever_a_stranger_writes_is_read_or_refused(name, changes, lost_buffe
         "insert_response": lambda: InsertResponse.from_message(message),
         "sample_request": lambda: SampleRequest.from_message(message),
         "sample_response": lambda: SampleResponseReader().read(message),
-        "update_request": lambda: UpdateRequest.from_message(message),
+        "update_request": lambda: unpack(message),
         "update_response": lambda: UpdateResponse.from_message(message),
     }
     with contextlib.suppress(InvalidArgument):
