@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,27 +121,10 @@ class RowInserter:
         check_timeout(timeout)
         self._check_usable()
         _check_priorities(priorities)
-        columns = BatchColumns(batch)
         deadline = Deadline(timeout)
-        targets, layout = await self._fitted(
-            lambda targets: self._kinds.batch(columns, targets), priorities, timeout, columns.keep
-        )
-        tables, count = tuple(targets), columns.count
-        weights = np.stack([target.priorities(priorities[name], count) for name, target in targets.items()])
-        new_keys = self._connection.try_next_keys(len(tables) * count)
-        if new_keys is None:
-            columns.keep()
-            new_keys = await self._keys(len(tables) * count, timeout)
-        keys = new_keys.reshape(len(tables), count)
-        form = layout.format(len(tables))
-        if form is None:
-            columns.keep()
-        data = [as_rows_of(column, spec) for column, spec in zip(columns.columns, layout.specs, strict=True)]
-        values = (
-            BatchValues(layout, keys, weights, data)
-            if form is None
-            else BatchRecords(layout, form, keys, weights, data)
-        )
+        known = self._known_batch(batch, priorities)
+        values, keys = known or await self._batch(BatchColumns(batch), priorities, timeout)
+        tables, count = tuple(priorities), keys.shape[1]
         cuts = _cuts(values.nbytes, count)
         # Rows go out in turns, the next when those before are in: a server reads no further while very many wait.
         # With a timeout each cut is a turn, for what is admitted must be the first rows.
@@ -163,6 +146,50 @@ class RowInserter:
                     is_in[start:stop] = True
                 raise _refused(call.error, {name: one[is_in] for name, one in zip(tables, keys, strict=True)})
         return dict(zip(tables, keys, strict=True))
+
+    def _known_batch(
+        self, batch: object, priorities: Mapping[str, Any]
+    ) -> tuple[BatchRecords, NDArray[np.uint64]] | None:
+        """Return rows of a kind that was inserted before, as records, and their keys; None as `_insert_known`."""
+        if (infos := self._connection.known_tables) is None:
+            return None
+        self._kinds.learn(infos)
+        try:
+            columns, structure = flatten(batch)
+        except InvalidArgument:  # A long list of str looks like too many columns; `BatchColumns` knows better.
+            return None
+        kind = self._kinds.known(structure, tuple(priorities))
+        if kind is None or not (count := kind.count_of(columns)):
+            return None
+        weights = [target.priorities(priorities[target.name], count) for target in kind.targets]
+        keys = self._connection.try_next_keys(len(weights) * count)
+        form = kind.layout.format(len(weights))
+        if keys is None or form is None:
+            return None
+        keys = keys.reshape(len(weights), count)
+        return BatchRecords(kind.layout, form, keys, np.array(weights), cast("list[NDArray[Any]]", columns)), keys
+
+    async def _batch(
+        self, columns: BatchColumns, priorities: Mapping[str, Any], timeout: float | None
+    ) -> tuple[BatchRecords | BatchValues, NDArray[np.uint64]]:
+        """Return a batch's rows, which do not change when the caller's do, and their keys, uint64 ``[tables, n]``."""
+        targets, layout = await self._fitted(
+            lambda targets: self._kinds.batch(columns, targets), priorities, timeout, columns.keep
+        )
+        tables, count = tuple(targets), columns.count
+        weights = np.stack([target.priorities(priorities[name], count) for name, target in targets.items()])
+        new_keys = self._connection.try_next_keys(len(tables) * count)
+        if new_keys is None:
+            columns.keep()
+            new_keys = await self._keys(len(tables) * count, timeout)
+        keys = new_keys.reshape(len(tables), count)
+        form = layout.format(len(tables))
+        if form is None:
+            columns.keep()
+        data = [as_rows_of(column, spec) for column, spec in zip(columns.columns, layout.specs, strict=True)]
+        if form is None:
+            return BatchValues(layout, keys, weights, data), keys
+        return BatchRecords(layout, form, keys, weights, data), keys
 
     async def close(self) -> None:
         """End; calls that wait raise `Closed`. Idempotent."""
