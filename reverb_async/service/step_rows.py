@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+import asyncio
 
-from reverb_async.core.runs import Rows, Runs, join
+import numpy as np
+from numpy.typing import NDArray
+
+from reverb_async.core.runs import Rows, Runs, find_runs, join
 from reverb_async.core.spec import check_values
 from reverb_async.core.storage import RowCursor, RowStore
 from reverb_async.errors import InvalidArgument, ResourceExhausted
@@ -22,6 +25,10 @@ MAX_OPEN_BYTES = 1 << 30
 
 MAX_ITEM_ROWS = 1 << 22
 """Rows that the items of one block may show in one view, all together."""
+
+
+MAX_COPY_BYTES = 4 << 20
+"""Longer copies are made in slices, between which others have their turn."""
 
 
 class StepRows:
@@ -55,6 +62,48 @@ class StepRows:
             InvalidArgument: they were sent before, or released.
             ResourceExhausted: the client keeps too many steps nameable, or the store is full.
         """
+        places = self._free_places(first, count)
+        rows = self._cursor.take(count)
+        try:
+            for number, column in enumerate(columns):
+                self.store.write(number, rows, column)
+        except ResourceExhausted:
+            self.store.unpin(rows)
+            raise
+        places[:] = rows
+        self._end = max(self._end, first + count)
+
+    async def add_long(self, first: int, count: int, columns: list[Column]) -> None:
+        """Do what `add` does, in slices of 4 MB; nothing else may be done with the group meanwhile."""
+        places = self._free_places(first, count)
+        rows = self._cursor.take(count)
+        try:
+            for number, column in enumerate(columns):
+                if isinstance(column, np.ndarray):
+                    await self._copy(number, rows, column)
+                else:
+                    self.store.write(number, rows, column)
+        except BaseException:
+            self.store.unpin(rows)
+            raise
+        places[:] = rows
+        self._end = max(self._end, first + count)
+
+    async def _copy(self, number: int, rows: Rows, column: NDArray[np.generic]) -> None:
+        values = column.reshape(-1)
+        at, step = 0, max(1, MAX_COPY_BYTES // max(column.itemsize, 1))
+        for row, length in find_runs(rows).tolist():
+            size = length * (values.size // len(rows))
+            for start in range(0, size, step):
+                stop = min(start + step, size)
+                # The store's arrays may be others after each turn.
+                target = self.store.columns[number][row : row + length].reshape(-1)
+                target[start:stop] = values[at + start : at + stop]
+                await asyncio.sleep(0)
+            at += size
+
+    def _free_places(self, first: int, count: int) -> Rows:
+        """Return where the rows of new steps are to be noted."""
         stop = first + count
         if first < self._base:
             raise InvalidArgument(f"step {first} is sent after its release: the group starts at {self._base}")
@@ -71,15 +120,7 @@ class StepRows:
         places = self._rows[first - self._base : stop - self._base]
         if bool((places >= 0).any()):
             raise InvalidArgument(f"some of the steps {first} to {stop - 1} were sent before")
-        rows = self._cursor.take(count)
-        try:
-            for number, column in enumerate(columns):
-                self.store.write(number, rows, column)
-        except ResourceExhausted:
-            self.store.unpin(rows)
-            raise
-        places[:] = rows
-        self._end = max(self._end, stop)
+        return places
 
     def _make_room(self, stop: int) -> None:
         needed = stop - self._base

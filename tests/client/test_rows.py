@@ -253,6 +253,32 @@ async def test_rows_are_the_same_however_they_travel(monkeypatch: pytest.MonkeyP
             np.testing.assert_array_equal(sample.data[name], column[at % 20])
 
 
+async def test_large_arrays_are_copied_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others have their turn between the slices; what arrives is the same, and a cancelled call leaves nothing."""
+    for where in ("client.writing.rows._MAX", "service.insert_stream.MAX", "service.step_rows.MAX"):
+        monkeypatch.setattr(f"reverb_async.{where}_COPY_BYTES", 10_000)
+    x = np.arange(50_001.0)
+    async with Rig(queue()) as rig:
+        await rig.rows.insert({"x": x[:1], "s": "warm"}, {"t": 1.0})
+        for turns in range(30):
+            call = asyncio.ensure_future(rig.rows.insert({"x": x, "s": "a"}, {"t": 1.0}))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            assert not call.done()
+            call.cancel()
+            await asyncio.wait([call])
+        await rig.rows.insert({"x": x, "s": "b"}, {"t": 1.0})
+        await rig.rows.insert_batch({"x": np.stack([x, x + 1, x + 2])}, {"t": 1.0})
+        data = await rig.data("t", size(rig))
+        for row, expected in zip(data[-3:], (x, x + 1, x + 2), strict=True):
+            np.testing.assert_array_equal(row["x"], expected)
+        for row in data[1:-3]:
+            np.testing.assert_array_equal(row["x"], x)
+        assert data[-4]["s"] == "b"
+    usage = rig.service.replay.storage.usage()
+    assert usage.staged_rows == usage.live_rows == 0
+
+
 async def test_python_numbers_go_as_what_the_signature_or_the_first_row_says() -> None:
     async with Rig(queue(signature={"x": ArraySpec((), np.float32), "n": ArraySpec((), np.int64)})) as rig:
         for x in (1.5, 2, np.float32(3.5)):

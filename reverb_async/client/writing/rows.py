@@ -18,6 +18,7 @@ from reverb_async.client.writing.outgoing import MAX_MESSAGE_BYTES, Block, Outgo
 from reverb_async.client.writing.row_blocks import MAX_ROWS, BatchRows, Call, Deadline, SingleRows
 from reverb_async.client.writing.row_kinds import RowKinds
 from reverb_async.client.writing.row_values import BatchRecords, BatchValues, RowLayout, Tables, as_rows_of
+from reverb_async.core.buffer_pool import BufferPool
 from reverb_async.core.nest import Structure, flatten
 from reverb_async.core.spec import as_leaf
 from reverb_async.errors import (
@@ -31,6 +32,7 @@ from reverb_async.errors import (
     Unavailable,
 )
 
+_MAX_COPY_BYTES = 4 << 20
 _CUTS_PER_TURN = 8
 _T = TypeVar("_T")
 
@@ -47,6 +49,7 @@ class RowInserter:
         self._session: InsertSession | None = None
         self._is_closed = False
         self._kinds = RowKinds()
+        self._copies = BufferPool()
         self._open: dict[tuple[RowLayout, Tables], SingleRows] = {}
         self._unsettled: dict[Block, None] = {}
 
@@ -98,7 +101,7 @@ class RowInserter:
     ) -> dict[str, int]:
         if not leaves:
             raise InvalidArgument("there is nothing to insert: the data have no values")
-        values = [_kept(leaf, path) for leaf, path in zip(leaves, structure.paths, strict=True)]
+        values = [await self._kept(leaf, path) for leaf, path in zip(leaves, structure.paths, strict=True)]
         deadline = Deadline(timeout)
         targets, (row, layout) = await self._fitted(
             lambda targets: self._kinds.row(structure, values, targets), priorities, timeout
@@ -200,6 +203,22 @@ class RowInserter:
             await self._session.close()
 
     # -- steps of a call ----------------------------------------------------------------------------------------------
+
+    async def _kept(self, leaf: object, path: tuple[str | int, ...]) -> object:
+        """Return what does not change when the caller goes on: arrays are copied, those over 4 MB slice by slice."""
+        if type(leaf) in (bool, int, float, complex, str, bytes):
+            return leaf
+        value = as_leaf(leaf, path)
+        if not isinstance(value, np.ndarray):
+            return value
+        if value.nbytes <= _MAX_COPY_BYTES or not value.flags.c_contiguous:
+            return value.copy()
+        kept = self._copies.take(value.nbytes).view(value.dtype).reshape(value.shape)
+        source, target, step = value.reshape(-1), kept.reshape(-1), _MAX_COPY_BYTES // value.itemsize
+        for start in range(0, value.size, step):
+            target[start : start + step] = source[start : start + step]
+            await asyncio.sleep(0)
+        return kept
 
     def _check_usable(self) -> None:
         if self._is_closed:
@@ -341,14 +360,6 @@ def _check_priorities(priorities: object) -> None:
         raise InvalidArgument(
             f"priorities say which tables the data go to, as in priorities={{'replay': 1.0}}, got {priorities!r:.60}"
         )
-
-
-def _kept(leaf: object, path: tuple[str | int, ...]) -> object:
-    """Return what does not change when the caller goes on: arrays are copied."""
-    if type(leaf) in (bool, int, float, complex, str, bytes):
-        return leaf
-    value = as_leaf(leaf, path)
-    return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def _cuts(nbytes: int, count: int) -> list[tuple[int, int]]:
