@@ -255,7 +255,13 @@ async def test_rows_are_the_same_however_they_travel(monkeypatch: pytest.MonkeyP
 
 async def test_large_arrays_are_copied_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Others have their turn between the slices; what arrives is the same, and a cancelled call leaves nothing."""
-    for where in ("client.writing.rows._MAX", "service.insert_stream.MAX", "service.step_rows.MAX"):
+    for where in (
+        "client.writing.copies.MAX",
+        "client.writing.rows.MAX",
+        "client.writing.row_values.MAX",
+        "service.insert_stream.MAX",
+        "service.step_rows.MAX",
+    ):
         monkeypatch.setattr(f"reverb_async.{where}_COPY_BYTES", 10_000)
     x = np.arange(50_001.0)
     async with Rig(queue()) as rig:
@@ -277,6 +283,17 @@ async def test_large_arrays_are_copied_in_slices(monkeypatch: pytest.MonkeyPatch
         assert data[-4]["s"] == "b"
     usage = rig.service.replay.storage.usage()
     assert usage.staged_rows == usage.live_rows == 0
+
+
+async def test_the_records_of_long_batches_are_made_as_they_are_sent(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    for where in ("client.writing.copies", "client.writing.rows", "client.writing.row_values"):
+        monkeypatch.setattr(f"reverb_async.{where}.MAX_COPY_BYTES", 10_000)
+    n = np.arange(9000)
+    for x in (n, n[::-1]):
+        await rig.rows.insert_batch({"x": x, "y": n}, {"t": 1.0})
+    data = await rig.data("t", 18_000)
+    assert [int(row["x"]) for row in data] == [*n.tolist(), *n[::-1].tolist()]
+    assert [int(row["y"]) for row in data] == 2 * n.tolist()
 
 
 async def test_python_numbers_go_as_what_the_signature_or_the_first_row_says() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar, cast
 
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from reverb_async.client.checks import Target, check_timeout
 from reverb_async.client.connector import NOW_S
 from reverb_async.client.writing.batch_columns import BatchColumns
+from reverb_async.client.writing.copies import MAX_COPY_BYTES, Copies
 from reverb_async.client.writing.insert_session import CLOSE_S, Connection, InsertSession
 from reverb_async.client.writing.outgoing import MAX_MESSAGE_BYTES, Block, Outgoing
 from reverb_async.client.writing.row_blocks import MAX_ROWS, BatchRows, Call, Deadline, SingleRows
 from reverb_async.client.writing.row_kinds import RowKinds
 from reverb_async.client.writing.row_values import BatchRecords, BatchValues, RowLayout, Tables, as_rows_of
-from reverb_async.core.buffer_pool import BufferPool
 from reverb_async.core.nest import Structure, flatten
 from reverb_async.core.spec import as_leaf
 from reverb_async.errors import (
@@ -32,7 +32,6 @@ from reverb_async.errors import (
     Unavailable,
 )
 
-_MAX_COPY_BYTES = 4 << 20
 _CUTS_PER_TURN = 8
 _T = TypeVar("_T")
 
@@ -49,7 +48,7 @@ class RowInserter:
         self._session: InsertSession | None = None
         self._is_closed = False
         self._kinds = RowKinds()
-        self._copies = BufferPool()
+        self._copies = Copies()
         self._open: dict[tuple[RowLayout, Tables], SingleRows] = {}
         self._unsettled: dict[Block, None] = {}
 
@@ -126,7 +125,7 @@ class RowInserter:
         _check_priorities(priorities)
         deadline = Deadline(timeout)
         known = self._known_batch(batch, priorities)
-        values, keys = known or await self._batch(BatchColumns(batch), priorities, timeout)
+        values, keys = known or await self._batch(BatchColumns(batch, self._copies), priorities, timeout)
         tables, count = tuple(priorities), keys.shape[1]
         cuts = _cuts(values.nbytes, count)
         # Rows go out in turns, the next when those before are in: a server reads no further while very many wait.
@@ -167,7 +166,7 @@ class RowInserter:
         weights = [target.priorities(priorities[target.name], count) for target in kind.targets]
         keys = self._connection.try_next_keys(len(weights) * count)
         form = kind.layout.format(len(weights))
-        if keys is None or form is None:
+        if keys is None or form is None or count * form.dtype.itemsize > MAX_COPY_BYTES:
             return None
         keys = keys.reshape(len(weights), count)
         return BatchRecords(kind.layout, form, keys, np.array(weights), cast("list[NDArray[Any]]", columns)), keys
@@ -183,12 +182,12 @@ class RowInserter:
         weights = np.stack([target.priorities(priorities[name], count) for name, target in targets.items()])
         new_keys = self._connection.try_next_keys(len(tables) * count)
         if new_keys is None:
-            columns.keep()
+            await columns.keep()
             new_keys = await self._keys(len(tables) * count, timeout)
         keys = new_keys.reshape(len(tables), count)
         form = layout.format(len(tables))
-        if form is None:
-            columns.keep()
+        if form is None or count * form.dtype.itemsize > MAX_COPY_BYTES:
+            await columns.keep()
         data = [as_rows_of(column, spec) for column, spec in zip(columns.columns, layout.specs, strict=True)]
         if form is None:
             return BatchValues(layout, keys, weights, data), keys
@@ -205,20 +204,11 @@ class RowInserter:
     # -- steps of a call ----------------------------------------------------------------------------------------------
 
     async def _kept(self, leaf: object, path: tuple[str | int, ...]) -> object:
-        """Return what does not change when the caller goes on: arrays are copied, those over 4 MB slice by slice."""
+        """Return what does not change when the caller goes on."""
         if type(leaf) in (bool, int, float, complex, str, bytes):
             return leaf
         value = as_leaf(leaf, path)
-        if not isinstance(value, np.ndarray):
-            return value
-        if value.nbytes <= _MAX_COPY_BYTES or not value.flags.c_contiguous:
-            return value.copy()
-        kept = self._copies.take(value.nbytes).view(value.dtype).reshape(value.shape)
-        source, target, step = value.reshape(-1), kept.reshape(-1), _MAX_COPY_BYTES // value.itemsize
-        for start in range(0, value.size, step):
-            target[start : start + step] = source[start : start + step]
-            await asyncio.sleep(0)
-        return kept
+        return await self._copies.of(value) if isinstance(value, np.ndarray) else value
 
     def _check_usable(self) -> None:
         if self._is_closed:
@@ -229,7 +219,7 @@ class RowInserter:
         fit: Callable[[dict[str, Target]], _T],
         priorities: Mapping[str, Any],
         timeout: float | None,
-        before_waiting: Callable[[], None] | None = None,
+        before_waiting: Callable[[], Awaitable[None]] | None = None,
     ) -> tuple[dict[str, Target], _T]:
         """Return the tables, and what `fit` makes of them."""
         tables = self._connection.known_tables
@@ -240,7 +230,7 @@ class RowInserter:
                 return targets, fit(targets)
         # None were asked for yet, or the server was replaced by one with other tables.
         if before_waiting is not None:
-            before_waiting()
+            await before_waiting()
         async with self._answer_within(timeout):
             known = self._kinds.learn(await self._connection.tables(tables is not None))
         for name in priorities:
