@@ -251,11 +251,11 @@ class InsertStream:
         views = []
         nbytes = np.zeros(count, np.int64)
         for number, (group_id, segments) in enumerate(zip(view_groups, items.views, strict=True)):
-            runs = self._groups[group_id].find(segments, count)
-            squeezed = [leaf for leaf in layout.leaves if leaf.view == number and leaf.squeeze]
-            if squeezed and runs.uniform_length() != 1:
+            group = self._groups[group_id]
+            runs = group.find(segments, count)
+            if runs.uniform_length() != 1 and any(leaf.view == number and leaf.squeeze for leaf in layout.leaves):
                 raise InvalidArgument(f"view {number} has leaves without a time axis, so its items show one step each")
-            nbytes += _bytes_of(layout, number, runs)
+            nbytes += runs.length * group.store.row_bytes if group.is_fixed else _bytes_of(group.store, runs)
             views.append(runs)
         return [
             ItemBlock(layout, keys, priorities, tuple(views), nbytes, self._episodes(items))
@@ -435,10 +435,7 @@ def _acceptable(tables: Sequence[Table], blocks: Sequence[ItemBlock]) -> list[tu
     return [*stretches, (count, None)]
 
 
-def _bytes_of(layout: ItemLayout, view: int, runs: Runs) -> NDArray[np.int64]:
-    """Return the bytes each item shows of one view."""
-    store = layout.stores[view]
-    if not any(spec.is_variable for spec in store.specs):
-        return runs.length * store.row_bytes
+def _bytes_of(store: RowStore, runs: Runs) -> NDArray[np.int64]:
+    """Return the bytes each item shows of rows that differ in size."""
     starts = np.cumsum(runs.length) - runs.length
     return np.add.reduceat(store.bytes_of(runs.rows()), starts)
