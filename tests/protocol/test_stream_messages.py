@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stream_messages import GOLDEN, MESSAGES
+from stream_messages import GOLDEN, MESSAGES, OBS, RECORDS, TEXT
 
+from reverb_async.core.spec import ArraySpec
 from reverb_async.core.variable import VariableRows
 from reverb_async.errors import InvalidArgument
 from reverb_async.protocol.inserting import InsertRequestReader, InsertResponse, take_column
 from reverb_async.protocol.message import Message
+from reverb_async.protocol.rows import RecordFormat
 from reverb_async.protocol.sampling import SampleRequest, SampleResponseReader
 from reverb_async.protocol.updating import MAX_CALLS, UpdateRequest, UpdateResponse, pack, unpack
 from reverb_async.wire.codec import decode, encode
@@ -60,6 +62,27 @@ def test_an_insert_request(carried):
     assert same(reader.items(), expected.items)
     assert reader.release() == expected.release
     assert reader.cancel() == expected.cancel
+
+
+def test_rows_as_records(carried):
+    reader = InsertRequestReader(carried("insert_rows"))
+    rows = reader.rows()
+    assert same(rows, MESSAGES["insert_rows"].rows)
+    assert same(np.frombuffer(rows[0].records, RECORDS.dtype)["2"], np.array([[-1, 1], [2, 3]], np.int16))
+
+
+def test_records_are_laid_out_like_a_c_struct():
+    offsets = [RECORDS.dtype.fields[name][1] for name in RECORDS.dtype.names]
+    assert offsets == [0, 16, 32, 48, 50]
+    assert RECORDS.dtype.itemsize == 56
+    assert RECORDS.unsafe == ("1",)
+
+
+def test_long_and_variable_rows_do_not_come_as_records():
+    for specs in ([ArraySpec((4096,), np.uint8)], [ArraySpec((None,), np.uint8)], [ArraySpec((0,), np.uint8)], [TEXT]):
+        assert RecordFormat.of(specs, 1) is None
+    assert RecordFormat.of([OBS], 256) is None
+    assert RecordFormat.of([OBS], 255) is not None
 
 
 def test_an_insert_response(carried):
@@ -131,7 +154,7 @@ values = st.recursive(
 )
 names = st.sampled_from(
     [
-        *("session", "groups", "layouts", "steps", "items", "release", "cancel"),
+        *("session", "groups", "layouts", "steps", "items", "rows", "release", "cancel"),
         *("applied_through", "applied", "acks", "refused", "waiting"),
         *(
             "subscribe",
@@ -170,11 +193,13 @@ def test_whatever_a_stranger_writes_is_read_or_refused(name, changes, lost_buffe
             for spec in specs.get(steps.group, ()):
                 take_column(reader.buffers, spec, steps.count)
         reader.items()
+        reader.rows()
         reader.release()
         reader.cancel()
 
     readers = {
         "insert_request": read_insert_request,
+        "insert_rows": read_insert_request,
         "insert_response": lambda: InsertResponse.from_message(message),
         "sample_request": lambda: SampleRequest.from_message(message),
         "sample_response": lambda: SampleResponseReader().read(message),
