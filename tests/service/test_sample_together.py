@@ -132,7 +132,11 @@ async def insert_trajectories(client: ra.Client) -> None:
             length = 1 + step * 7 % 9
             if step >= 9:
                 history = writer.history
-                trajectory = {"obs": history["obs"][-length:], "last": history["action"][-1], "two": history["obs"][-2:]}
+                trajectory = {
+                    "obs": history["obs"][-length:],
+                    "last": history["action"][-1],
+                    "two": history["obs"][-2:],
+                }
                 for table in ("plain", "packed"):
                     await writer.create_item(table, 1.0 + step, trajectory=trajectory)
 
