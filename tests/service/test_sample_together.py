@@ -205,6 +205,18 @@ async def test_large_batches_travel_alone() -> None:
         assert [len((await learner.hear()).batches) for _ in range(2)] == [1, 1]
 
 
+async def test_values_of_variable_size_count_as_what_they_are() -> None:
+    async for rig in serve(ra.Table("t", max_size=10)):
+        rows = [np.zeros(200_000 + at, np.uint8) for at in range(3)]
+        await rig.client.insert_batch({"x": ra.Ragged.from_list(rows)}, {"t": 1.0})
+        table = rig.server.tables["t"]
+        draw = table.sample_now(5, 1)
+        assert table.plan(draw).nbytes >= 1_000_000
+        table.hand_back(draw)
+        learner = await rig.learner("t", 1, together=8, credits=3)
+        assert [len((await learner.hear()).batches) for _ in range(3)] == [1, 1, 1]
+
+
 async def test_when_large_items_come_as_a_surprise_all_batches_but_one_are_drawn_later() -> None:
     async for rig in serve(ra.Table("t", max_size=10_000, sampler=ra.selectors.Lifo())):
         await rig.client.insert_batch({"x": np.zeros(9_000, np.uint8)}, {"t": 1.0})

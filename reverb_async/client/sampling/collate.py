@@ -211,9 +211,7 @@ class Collator:
                 f"as in pad_value={{'tokens': -1}}"
             )
         places = np.arange(width)
-        taken = (
-            places < rows.lengths[:, None] if self.pad_side == "right" else places >= width - rows.lengths[:, None]
-        )
+        taken = places < rows.lengths[:, None] if self.pad_side == "right" else places >= width - rows.lengths[:, None]
         if values.ndim > 1 and values.dtype != object and values.size:
             # Rows as single elements: a mask over elements is up to seven times faster than one over rows.
             row = np.dtype((np.void, values.strides[0]))
