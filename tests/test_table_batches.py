@@ -226,3 +226,77 @@ async def test_room_for_items_in_flight_ends_and_comes_back(items: Items, monkey
     table.acknowledge(draws[0])
     await inserting
     assert keys_of(table.state) == [10]
+
+
+class TestSeveralAtOnce:
+    @pytest.mark.parametrize(
+        "definition",
+        [
+            {"sampler": selectors.Uniform()},
+            {"sampler": selectors.Prioritized(0.7)},
+            {"sampler": selectors.Fifo(), "max_times_sampled": 3},
+            {"sampler": selectors.Lifo(), "max_times_sampled": 1},
+            {"sampler": selectors.MaxHeap(), "rate_limiter": RateLimiter(1.0, 2, 5.0, 1e9)},
+        ],
+        ids=str,
+    )
+    async def test_they_are_what_calls_one_after_the_other_draw(self, items: Items, definition: dict) -> None:
+        tables = [Table(name, max_size=50, seed=3, **definition) for name in ("one by one", "at once")]
+        for table in tables:
+            await items.insert(table, range(20), np.arange(20.0) + 1)
+        alone: list[Draw] = []
+        while len(alone) < 6 and (draw := tables[0].sample_now(3, 1)) is not None:
+            alone.append(draw)
+        together = tables[1].sample_now(3, 6)
+        assert len(together) == 3 * len(alone)
+        for at, draw in enumerate(alone):
+            part = together.part(3 * at, 3 * at + 3)
+            for name in ("keys", "probabilities", "priorities", "times_sampled", "table_sizes", "versions"):
+                assert getattr(part, name).tolist() == getattr(draw, name).tolist(), name
+        for table, draws in zip(
+            tables, (alone, [together.part(at, at + 3) for at in range(0, len(together), 3)]), strict=True
+        ):
+            table.hand_back(draws.pop())
+            table.acknowledge(draws[0])
+            table.hand_back(draws.pop())
+        assert tables[0].state.size == tables[1].state.size
+        assert tables[0].state.limiter.samples == tables[1].state.limiter.samples
+        following = [table.sample_now(2, 2) for table in tables]
+        assert following[0].times_sampled.sum() == following[1].times_sampled.sum()
+
+    async def test_what_is_no_whole_batch_stays_in_the_table(self, items: Items) -> None:
+        table = Table.queue("q", 10)
+        await items.insert(table, range(10))
+        draw = table.sample_now(4, 5)
+        assert draw.keys.tolist() == list(range(8))
+        assert table.state.size == 2
+        assert table.state.limiter.samples == 8
+        assert table.sample_now(4, 5) is None
+        assert table.sample_now(2, 1).keys.tolist() == [8, 9]
+
+    async def test_nobody_overtakes_those_who_wait(self, items: Items) -> None:
+        table = Table.queue("q", 10)
+        await items.insert(table, range(2))
+        waiting = task(table.sample(3))
+        await settle()
+        assert table.sample_now(1, 1) is None
+        await items.insert(table, [2])
+        assert (await waiting).keys.tolist() == [0, 1, 2]
+        await items.insert(table, [3])
+        assert table.sample_now(1, 4).keys.tolist() == [3]
+
+    async def test_waiting_inserts_go_on(self, items: Items) -> None:
+        table = Table.queue("q", 2)
+        await items.insert(table, range(2))
+        waiting = task(items.insert(table, [2]))
+        await settle()
+        draw = table.sample_now(1, 1)
+        table.acknowledge(draw)
+        await waiting
+
+    async def test_a_closed_table_says_so(self, items: Items) -> None:
+        table = Table("t", max_size=10)
+        await items.insert(table, range(2))
+        table.close()
+        with pytest.raises(TableClosed):
+            table.sample_now(1, 1)

@@ -55,7 +55,7 @@ class GatherPlan:
 
     Attributes:
         parts: the rows, by layout.
-        nbytes: what `run` copies at most.
+        nbytes: what `run` copies at most, values of variable size included.
     """
 
     def __init__(self, slots: Slots, drawn: Rows) -> None:
@@ -67,12 +67,15 @@ class GatherPlan:
             mine = drawn if positions is None else drawn[positions]
             lengths: list[int | Rows] = []
             rows = []
+            nbytes = 0
             for view, store in enumerate(layout.stores):
                 runs = slots.runs(view, mine)
                 shared = runs.uniform_length()
                 lengths.append(shared if shared >= 0 else runs.length)
                 rows.append(runs.first if shared == 1 and not runs.pieces else runs.rows())
-                self.nbytes += len(rows[-1]) * store.row_bytes
+                nbytes += len(rows[-1]) * store.row_bytes
+            # Rows know nothing of the size of variable values, items do.
+            self.nbytes += max(nbytes, int(slots.nbytes.take(mine).sum()))
             self.parts.append(Part(layout, len(mine), positions, lengths, rows))
 
     def pin(self) -> None:

@@ -22,7 +22,7 @@ MAX_UNCONSUMED_BATCHES = 4096
 """Batches a client may hold without acknowledging them."""
 
 MAX_TOGETHER_BYTES = 256 << 10
-MAX_TOGETHER_ITEMS = 8192
+MAX_TOGETHER_ITEMS = 4096
 """Beyond either, batches go into messages of their own: what a message costs does not count any more, and who keeps one
 of its batches keeps the memory of all."""
 

@@ -124,3 +124,21 @@ def test_a_plan_knows_how_much_it_will_copy(store: RowStore) -> None:
     items_of(store, slots, [[3, 4], [7]])
     plan = GatherPlan(slots, np.array([0, 1]))
     assert plan.nbytes == (3 + 2) * store.row_bytes
+
+
+def test_columns_of_fixed_rows_go_where_the_caller_wants_them(store: RowStore) -> None:
+    slots = Slots(10)
+    items_of(store, slots, [[3, 4], [7, 2, 9]])
+    plan = GatherPlan(slots, np.array([1, 0, 1]))
+    (part,) = plan.parts
+    assert (part.count, [len(rows) for rows in part.rows]) == (3, [8, 3])
+    outs = [np.empty(3, np.int64), np.empty(8, np.int64), np.empty((8, 2), np.float32), None]
+    (piece,) = plan.run([None], [outs])
+    (plain,) = plan.run([None])
+    for column, out, expected in zip(piece.columns[:3], outs, plain.columns, strict=False):
+        assert column is out
+        assert np.array_equal(out, expected)
+    texts, expected = piece.columns[3], plain.columns[3]
+    assert isinstance(texts, VariableRows)
+    assert isinstance(expected, VariableRows)
+    assert decode_rows(texts, TEXT) == decode_rows(expected, TEXT)

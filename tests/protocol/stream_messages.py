@@ -13,7 +13,8 @@ import numpy as np
 from reverb_async.core.draw import MutateResult
 from reverb_async.core.nest import flatten
 from reverb_async.core.spec import ArraySpec
-from reverb_async.core.variable import encode_rows
+from reverb_async.core.storage.backing import aligned_empty
+from reverb_async.core.variable import VariableRows, encode_rows
 from reverb_async.protocol.inserting import (
     Group,
     InsertRequest,
@@ -24,15 +25,10 @@ from reverb_async.protocol.inserting import (
     Segments,
     Steps,
 )
+from reverb_async.protocol.packing import PackedBatches, Packer, PieceHead
 from reverb_async.protocol.rows import RecordFormat, RowBlock
-from reverb_async.protocol.sampling import (
-    SampledBatch,
-    SampledLayout,
-    SampledPiece,
-    SampleRequest,
-    SampleResponse,
-    Subscription,
-)
+from reverb_async.protocol.sampled import SampledBatch, SampledLayout, SampledPiece
+from reverb_async.protocol.sampling import SampleRequest, SampleResponse, Subscription
 from reverb_async.protocol.updating import UpdateRequest, UpdateResponse
 from reverb_async.wire.codec import encode
 
@@ -120,6 +116,37 @@ sample_response = SampleResponse(
     waiting="table 'replay' needs 2 more inserts",
 )
 
+sample_request_together = SampleRequest(Subscription("replay", 1, together=32), credits=64)
+
+_EVEN = SampledLayout(3, STRUCTURE, 1, ((0, True, TEXT), (0, True, OBS)))
+
+
+def _packed(seq: int, count: int, size: int, heads: list[PieceHead], texts: list[VariableRows]) -> PackedBatches:
+    """Return an entry whose bytes are 0, 1, 2, ... where no number is wanted."""
+    packer, items = Packer(), count * size
+    places = packer.heads(items, heads)
+    behind = len(places)
+    lengths = [[items if length == 1 else 2 * items for length in head.lengths] for head in heads]
+    for head, totals in zip(heads, lengths, strict=True):
+        packer.columns(places, head, totals)
+    buffer = aligned_empty((places.nbytes,), np.dtype(np.uint8))
+    buffer[...] = 0
+    arrays = places.arrays(buffer)
+    for number, array in enumerate(arrays[:behind]):
+        array[...] = number + 1 if number < 6 else 2
+    for array in arrays[behind:]:
+        array[...] = np.arange(array.size).reshape(array.shape)
+    return PackedBatches(seq, count, size, seq == 1, heads, buffer, texts)
+
+
+sample_response_packed = SampleResponse(
+    layouts=[_EVEN, _LAYOUT],
+    packed=[
+        _packed(1, 2, 3, [PieceHead(_EVEN, 6, False, (1,))], [encode_rows(list("abcdef"), TEXT)]),
+        _packed(3, 2, 2, [PieceHead(_LAYOUT, 4, False, (1, -1))], [encode_rows(list("ghij"), TEXT)]),
+    ],
+)
+
 update_request = UpdateRequest(3, "replay", np.array([1, 2], np.uint64), np.array([0.5, 0.0]), np.array([7], np.uint64))
 
 update_response = UpdateResponse(
@@ -134,6 +161,8 @@ MESSAGES = {
         "insert_rows",
         "sample_request",
         "sample_response",
+        "sample_request_together",
+        "sample_response_packed",
         "update_request",
         "update_response",
     )

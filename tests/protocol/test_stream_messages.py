@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from stream_messages import GOLDEN, MESSAGES, OBS, RECORDS, TEXT
 
 from reverb_async.core.spec import ArraySpec
-from reverb_async.core.variable import VariableRows
+from reverb_async.core.variable import VariableRows, decode_rows
 from reverb_async.errors import InvalidArgument
 from reverb_async.protocol.inserting import InsertRequestReader, InsertResponse, take_column
 from reverb_async.protocol.message import Message
@@ -101,6 +101,106 @@ def test_a_sample_response(carried):
     assert got.waiting == expected.waiting
 
 
+def test_a_sample_request_for_several_batches_per_message(carried):
+    assert same(SampleRequest.from_message(carried("sample_request_together")), MESSAGES["sample_request_together"])
+
+
+def test_a_sample_response_with_several_batches_in_one_buffer(carried):
+    batches = SampleResponseReader().read(carried("sample_response_packed")).batches
+    assert [(batch.seq, len(batch.keys), batch.rate_limited) for batch in batches] == [
+        (1, 3, True),
+        (2, 3, False),
+        (3, 2, False),
+        (4, 2, False),
+    ]
+    even, second, uneven, last = (batch.pieces[0] for batch in batches)
+    assert decode_rows(second.columns[0], even.layout.leaves[0][2]) == ["d", "e", "f"]
+    assert second.columns[1].tolist() == np.arange(12, 24).reshape(3, 4).tolist()
+    assert uneven.lengths[0] == 1
+    assert last.lengths[1].tolist() == [2, 2]
+    assert last.columns[1].tolist() == np.arange(16, 32).reshape(4, 4).tolist()
+    assert decode_rows(last.columns[0], even.layout.leaves[0][2]) == ["i", "j"]
+    for number, batch in enumerate(batches):
+        info = (batch.keys, batch.probabilities, batch.priorities, batch.times_sampled, batch.table_sizes)
+        assert [array.tolist() for array in info] == [[at] * len(batch.keys) for at in (1, 2, 3, 4, 5)], number
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({1: 0}, "1 to 256 batches"),
+        ({1: 257}, "1 to 256 batches"),
+        ({1: 2**40}, "1 to 256 batches"),
+        ({2: 65_537}, "1 to 65536 items"),
+        ({1: 6, 2: 2}, "cannot be made of pieces"),
+        ({4: [[3, 6, True, [1]]]}, "cannot be made of pieces"),
+        ({4: [[3, 3, False, [1]], [3, 3, False, [1]]]}, "cannot be made of pieces"),
+        ({4: [[9, 6, False, [1]]]}, "not declared"),
+        ({4: [[[], 6, False, [1]]]}, "not declared"),
+        ({4: [[3, 6, False, [1, 1]]]}, "1 views"),
+        ({4: [[3, 6, False, [2]]]}, "the buffer has"),
+        ({4: [[3, 6, False, [-1]]]}, "the buffer has|rows"),
+        ({4: [[3, 6, False, [-2]]]}, "rows"),
+        ({4: [[3, 6, False, [2**32]]]}, "rows"),
+        ({4: [[3, 6, False, [True]]]}, "rows"),
+        ({1: 1, 2: 6, 4: [[3, 3, True, [1]], [3, 3, True, [1]]]}, "the buffer has|positions"),
+        ({3: 1, 4: 7}, "must be a list"),
+    ],
+)
+def test_an_entry_that_promises_what_its_buffer_has_not_is_refused(change, complaint):
+    message = MESSAGES["sample_response_packed"].to_message()
+    for at, value in change.items():
+        message.header["packed"][0][at] = value
+    with pytest.raises(InvalidArgument, match=complaint):
+        SampleResponseReader().read(message)
+
+
+def test_layouts_that_contradict_themselves_are_refused():
+    message = MESSAGES["sample_response_packed"].to_message()
+    message.header["layouts"].append(message.header["layouts"][0])
+    with pytest.raises(InvalidArgument, match="declared twice"):
+        SampleResponseReader().read(message)
+    message = MESSAGES["sample_response_packed"].to_message()
+    message.header["layouts"][0][2] = 0
+    with pytest.raises(InvalidArgument, match="0 views"):
+        SampleResponseReader().read(message)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 4),
+            st.one_of(st.integers(-2, 300), st.just(2**63), st.booleans(), st.none(), st.binary(max_size=2))
+            | st.lists(
+                st.tuples(
+                    st.sampled_from([2, 3, 9]),
+                    st.integers(-1, 8),
+                    st.booleans(),
+                    st.lists(st.integers(-2, 3), max_size=3),
+                ).map(list),
+                max_size=2,
+            ),
+        ),
+        max_size=3,
+    ),
+    st.integers(0, 2),
+    st.binary(max_size=64),
+)
+def test_any_entry_is_read_or_refused(changes, entry, noise):
+    message = MESSAGES["sample_response_packed"].to_message()
+    entry %= 2
+    for at, value in changes:
+        message.header["packed"][entry][at] = value
+    message.buffers = [buffer.copy() for buffer in message.buffers]
+    raw = message.buffers[4 * entry].reshape(-1).view(np.uint8)  # an entry has one buffer, and three of its texts
+    raw[200 : 200 + len(noise)] = np.frombuffer(noise, np.uint8)
+    with contextlib.suppress(InvalidArgument):
+        for batch in SampleResponseReader().read(message).batches:
+            assert len(batch.keys) == sum(
+                len(batch.keys) if piece.positions is None else len(piece.positions) for piece in batch.pieces
+            )
+
+
 def test_an_update_request(carried):
     assert same(unpack(carried("update_request")), [MESSAGES["update_request"]])
 
@@ -164,6 +264,7 @@ names = st.sampled_from(
             "updates",
             "end",
             "batches",
+            "packed",
             "failed",
             "seq",
             "table",
@@ -202,6 +303,8 @@ def test_whatever_a_stranger_writes_is_read_or_refused(name, changes, lost_buffe
         "insert_rows": read_insert_request,
         "insert_response": lambda: InsertResponse.from_message(message),
         "sample_request": lambda: SampleRequest.from_message(message),
+        "sample_request_together": lambda: SampleRequest.from_message(message),
+        "sample_response_packed": lambda: SampleResponseReader().read(message),
         "sample_response": lambda: SampleResponseReader().read(message),
         "update_request": lambda: unpack(message),
         "update_response": lambda: UpdateResponse.from_message(message),
