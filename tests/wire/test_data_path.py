@@ -178,6 +178,28 @@ async def test_frames_that_break_a_rule_are_answered_as_h2_answers_them(data, cu
     assert await answer("fast") == await answer("stock")
 
 
+@pytest.mark.parametrize("path", ["fast", "stock"])
+@pytest.mark.parametrize("kind", [0, 1, 6])
+async def test_too_long_a_frame_is_refused_before_it_is_received(path, kind):
+    rig = Rig(path)
+    rig.feed(frame(kind, 0, rig.open() if kind < 6 else 0, length=(1 << 20) + 1))
+    rig.frames += parse(bytes(rig.transport.written))
+    assert rig.errors() == [("GoAwayFrame", 0, 6)]
+    assert rig.transport.closing
+
+
+async def test_a_buffer_that_was_asked_for_may_be_left_empty():
+    rig = Rig("fast")
+    stream_id, other = rig.open(), rig.open()
+    whole = frame(0, 0, stream_id, message(bytes(100_000)))
+    rig.feed(whole[:100])
+    assert len(rig.protocol.get_buffer(-1)) == len(whole) - 100
+    rig.handler.releases[stream_id]()  # now nobody wants the message, and its memory is gone
+    rig.feed(whole[100:])
+    rig.feed(frame(0, 0, other, message(b"abc")))
+    assert await rig.read(other) == [b"abc", "open"]
+
+
 async def test_a_frame_beyond_the_connections_window_ends_the_connection_as_with_h2():
     async def answer(path):
         rig = Rig(path)
