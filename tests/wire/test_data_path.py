@@ -14,6 +14,7 @@ from reverb_async.errors import InvalidArgument
 from reverb_async.wire.http2 import ReplayChannel, ReplayServer
 from reverb_async.wire.http2.connection import Endpoint, StockProtocol
 from reverb_async.wire.http2.data_path import DATA_PATH_VARIABLE, DIRECT_BYTES, FastProtocol, chosen_protocol
+from reverb_async.wire.http2.message_buffer import MAX_UNREAD
 from reverb_async.wire.http2.window import INITIAL_WINDOW, WindowBudget
 
 
@@ -33,6 +34,8 @@ def conversations(draw):
     """Draw what each of a few streams carries, and how it is put into frames, interleaved."""
     bodies = draw(st.lists(st.lists(sizes, max_size=4), min_size=1, max_size=3))
     streams = [b"".join(message(body_of(size, 7 * n + m)) for m, size in enumerate(s)) for n, s in enumerate(bodies)]
+    if draw(st.booleans()):
+        streams.append(b"".join(message(b"%d" % n) for n in range(draw(st.integers(0, 3 * MAX_UNREAD)))))
     if draw(st.booleans()):
         spoilt = draw(st.integers(0, len(streams) - 1))
         ends = [
@@ -139,6 +142,27 @@ async def test_a_declared_length_takes_no_memory():
     await asyncio.sleep(0)
     assert buffer.room(1) is None, "not even if somebody reads: the budget is empty"
     reading.cancel()
+    rig.handler.releases[stream_id]()
+    rig.check_credit()
+
+
+@pytest.mark.parametrize("read", [False, True])
+async def test_tiny_messages_that_nobody_reads_are_kept_as_bytes(read):
+    rig = Rig("fast")
+    stream_id = rig.open()
+    stream = rig.handler.streams[stream_id]
+    bodies = [b"%d" % n for n in range(10 * MAX_UNREAD)] + [body_of(100_000, 1), body_of(100_000, 2)]
+    data = b"".join(map(message, bodies))
+    rig.peer.increment_flow_control_window(1 << 20)
+    rig.exchange()
+    while data:
+        size = min(10_000, rig.peer.local_flow_control_window(stream_id))
+        rig.peer.send_data(stream_id, data[:size])
+        data = data[size:]
+        rig.exchange()
+    assert len(stream.buffer._messages) == MAX_UNREAD
+    if read:
+        assert await rig.read(stream_id) == [*bodies, "open"]
     rig.handler.releases[stream_id]()
     rig.check_credit()
 
