@@ -25,7 +25,7 @@ Until then its bytes are kept as they come: a length alone, which costs a peer f
 """
 
 MAX_UNREAD = 256
-"""Beyond so many unread messages bytes are kept as they come: tiny messages would take many times as much as objects."""
+"""Beyond so many unread messages bytes are kept as they come: tiny messages take many times as much as objects."""
 
 
 class MessageBuffer:
