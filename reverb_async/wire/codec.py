@@ -106,20 +106,10 @@ def decode(data: bytes | bytearray | memoryview | NDArray[np.uint8], *, owned: b
     size = len(data)
     if not size:
         raise InvalidArgument("an empty message")
-    whole: NDArray[np.uint8]
+    received = data
     if isinstance(data, np.ndarray):
-        whole = data
         data = data.data
-        if not owned:
-            whole = whole[:]
-            whole.flags.writeable = False
-    elif owned:
-        whole = aligned_bytes(size)
-        whole[...] = np.frombuffer(data, np.uint8)
-    else:
-        whole = np.frombuffer(data, np.uint8)
-        if whole.flags.writeable:
-            whole.flags.writeable = False
+    whole: NDArray[np.uint8] | None = None
     header: bytes | bytearray | memoryview | None = None
     buffers: list[NDArray[Any]] = []
     position = 0
@@ -142,6 +132,8 @@ def decode(data: bytes | bytearray | memoryview | NDArray[np.uint8], *, owned: b
         if tag == _BUFFER:
             if len(buffers) == MAX_BUFFERS:
                 raise InvalidArgument(f"a message of more than {MAX_BUFFERS} buffers")
+            if whole is None:  # many messages have no buffers, and are done sooner without
+                whole = _viewable(received, owned)
             buffer = whole[position:end]
             if position % ALIGNMENT and length:  # another encoder's message, without our padding
                 askew = buffer
@@ -155,6 +147,22 @@ def decode(data: bytes | bytearray | memoryview | NDArray[np.uint8], *, owned: b
     if header is None:
         raise InvalidArgument("a message without a header")
     return Message(unpack_map(header), buffers)
+
+
+def _viewable(received: bytes | bytearray | memoryview | NDArray[np.uint8], owned: bool) -> NDArray[np.uint8]:
+    """Return a received message as uint8 ``[n]``: writable and aligned if `owned`, else read-only."""
+    if isinstance(received, np.ndarray):
+        if owned:
+            return received
+        whole = received[:]
+    elif owned:
+        whole = aligned_bytes(len(received))
+        whole[...] = np.frombuffer(received, np.uint8)
+        return whole
+    else:
+        whole = np.frombuffer(received, np.uint8)
+    whole.flags.writeable = False
+    return whole
 
 
 def aligned_bytes(size: int) -> NDArray[np.uint8]:

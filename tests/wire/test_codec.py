@@ -13,7 +13,16 @@ from hypothesis.extra import numpy as hnp
 
 from reverb_async.errors import InvalidArgument
 from reverb_async.protocol.message import Message
-from reverb_async.wire.codec import ALIGNMENT, MAX_BUFFERS, MAX_HEADER_BYTES, decode, encode, pack_map, unpack_map
+from reverb_async.wire.codec import (
+    ALIGNMENT,
+    MAX_BUFFERS,
+    MAX_HEADER_BYTES,
+    aligned_bytes,
+    decode,
+    encode,
+    pack_map,
+    unpack_map,
+)
 from reverb_async.wire.generated.reverb_async.v1 import Frame
 
 plain = st.recursive(
@@ -77,6 +86,22 @@ def test_owned_buffers_are_aligned_writable_and_apart_from_what_was_received(mes
         if buffer.nbytes:
             assert buffer.ctypes.data % ALIGNMENT == 0
         assert not np.shares_memory(buffer, received)
+
+
+@given(messages, st.booleans())
+def test_an_array_is_taken_over_and_says_the_same(message, owned):
+    data = encode(message).join()
+    received = aligned_bytes(len(data))
+    received[...] = np.frombuffer(data, np.uint8)
+    decoded = decode(received, owned=owned)
+    assert decoded.header == message.header
+    assert raw(decoded) == raw(message)
+    for buffer in decoded.buffers:
+        assert buffer.flags.writeable is owned
+        if buffer.nbytes:
+            assert np.shares_memory(buffer, received)
+            assert buffer.ctypes.data % ALIGNMENT == 0
+    assert received.flags.writeable, "whoever has the array keeps it as it is"
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])

@@ -11,7 +11,7 @@ from wire_services import LOOPS, Service, echo, echoed, hello, ignore, serving, 
 from reverb_async.errors import InvalidArgument, ResourceExhausted, TableNotFound, Unavailable
 from reverb_async.protocol.message import Message
 from reverb_async.wire.duplex import GrpcServerDuplex
-from reverb_async.wire.parts import PART_BYTES
+from reverb_async.wire.parts import PART_BYTES, split
 from reverb_async.wire.transport import GrpcTransport
 
 pytestmark = pytest.mark.usefixtures("data_path")
@@ -254,5 +254,29 @@ async def test_a_unit_above_the_limit_is_refused():
             await duplex.receive()
         await asyncio.wait([sending])
         assert isinstance(sending.exception(), ResourceExhausted | None)
+        duplex.abort()
+        await transport.close()
+
+
+@pytest.mark.parametrize("how", ["lost", "aborted"])
+async def test_a_message_in_parts_goes_with_its_stream(how):
+    async def serve(duplex):
+        await duplex.receive()
+        await duplex._send_part(next(split(Message({}, [bytes_of(PART_BYTES + 10)]))))
+        await asyncio.Event().wait()
+
+    async with serving(Service(Sample=serve)) as (server, address):
+        transport = GrpcTransport(address)
+        duplex = await transport.open("sample")
+        await duplex.send(Message({}))
+        receiving = asyncio.create_task(duplex.receive())
+        await until(lambda: duplex._assembler._unit is not None)
+        if how == "lost":
+            server.abort_all()
+        else:
+            duplex.abort()
+        with pytest.raises(Unavailable):
+            await receiving
+        assert duplex._assembler._unit is None
         duplex.abort()
         await transport.close()

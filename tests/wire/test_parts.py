@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import weakref
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reverb_async.core.buffer_pool import BufferPool
 from reverb_async.errors import InvalidArgument, ResourceExhausted
 from reverb_async.protocol.message import Message
 from reverb_async.wire.codec import decode, encode
@@ -141,3 +143,27 @@ def test_random_parts_never_raise_anything_but_replay_errors(parts):
     with contextlib.suppress(InvalidArgument, ResourceExhausted):
         for header, sizes in parts:
             assembler.feed(Message(header, message_of(sizes).buffers))
+
+
+def test_a_message_that_is_forgotten_midway_leaves_nothing_behind():
+    assembler = Assembler()
+    first, *_ = split(message_of([100]), 10)
+    assert assembler.feed(first) is None
+    memory = weakref.ref(assembler._unit._buffers[0])
+    assembler.clear()
+    assert memory() is None
+    short = message_of([5])
+    assert assembler.feed(short) is short, "no part is missing any more"
+
+
+def test_the_memory_of_a_message_is_used_again_once_nobody_has_it():
+    assembler = Assembler(pool=BufferPool())
+
+    def whole():
+        *_, made = [assembler.feed(part) for part in split(Message({}, [np.zeros(1 << 20, np.uint8)]), 300_000)]
+        return made.buffers[0]
+
+    kept = whole()
+    again = {whole().ctypes.data for _ in range(5)}
+    assert len(again) == 1
+    assert kept.ctypes.data not in again

@@ -26,6 +26,7 @@ from reverb_async.wire.http2.window import CONNECTION_WINDOW, INITIAL_WINDOW, Wi
 
 log = logging.getLogger(__name__)
 
+FRAME_HEADER_BYTES = 9
 MAX_FRAME_BYTES = 1 << 20
 MAX_MESSAGE_BYTES = 64 << 20
 MAX_STREAMS = (1 << 31) - 1
@@ -93,10 +94,15 @@ class _Data(DataFrame):
 
 
 class _Frames(FrameBuffer):
-    """Makes every DATA frame a `_Data`."""
+    """Makes every DATA frame a `_Data`, and refuses a frame that is too long before it is received."""
 
     def __next__(self) -> Frame:
-        frame = super().__next__()
+        try:
+            frame = super().__next__()
+        except StopIteration:
+            if len(self._data) >= FRAME_HEADER_BYTES:
+                self._validate_frame_length(int.from_bytes(self._data[:3], "big"))
+            raise
         if frame.__class__ is DataFrame:
             frame.__class__ = _Data
         return frame

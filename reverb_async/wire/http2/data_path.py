@@ -18,7 +18,7 @@ from h2.connection import ConnectionState, H2Connection
 from h2.stream import H2Stream, StreamState
 
 from reverb_async.errors import InvalidArgument
-from reverb_async.wire.http2.connection import Connection, Protocol, StockProtocol
+from reverb_async.wire.http2.connection import FRAME_HEADER_BYTES, Connection, Protocol, StockProtocol
 from reverb_async.wire.http2.fast_stream import FRAME_HEADER, FastStream, credit_frame
 from reverb_async.wire.http2.message_buffer import MessageBuffer
 
@@ -26,7 +26,7 @@ DATA_PATH_VARIABLE = "REVERB_ASYNC_DATA_PATH"
 """The environment variable that chooses: ``fast`` (the default) or ``stock``, for which h2 handles every frame."""
 
 SCRATCH_BYTES = 256 << 10
-SCRATCH_BETWEEN_BYTES = 16 << 10
+SCRATCH_BETWEEN_BYTES = 64 << 10
 """How much is received at once behind a frame that went straight to its message: most likely the next is like it."""
 
 DIRECT_BYTES = 32 << 10
@@ -35,7 +35,6 @@ DIRECT_BYTES = 32 << 10
 WRITE_BUFFER_BYTES = 1 << 20
 """A transport that holds more than this makes senders wait."""
 
-_HEADER_BYTES = 9
 _PREFACE_BYTES = 24
 """What a client sends before its first frame."""
 
@@ -90,6 +89,7 @@ class FastProtocol(Protocol, asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return where to receive: the current message's own memory if much of the frame is missing."""
+        self._direct = False  # a buffer that was asked for may have been left empty
         if self._left >= DIRECT_BYTES:
             assert self._buffer is not None
             room = self._buffer.room(self._left)
@@ -123,7 +123,7 @@ class FastProtocol(Protocol, asyncio.BufferedProtocol):
                 self._for_h2 -= stop - position
                 self.data_received(bytes(view[position:stop]))
                 position = stop
-            elif end - position < _HEADER_BYTES:
+            elif end - position < FRAME_HEADER_BYTES:
                 self._held = end - position
                 view[: self._held] = bytes(view[position:end])
                 return
@@ -131,9 +131,9 @@ class FastProtocol(Protocol, asyncio.BufferedProtocol):
                 high, low, kind, flags, stream_id = FRAME_HEADER.unpack_from(view, position)
                 size = high << 8 | low
                 if kind == 0 and self._begin_data(size, flags, stream_id & 0x7FFFFFFF):
-                    position += _HEADER_BYTES
+                    position += FRAME_HEADER_BYTES
                 else:
-                    self._for_h2 = _HEADER_BYTES + size
+                    self._for_h2 = FRAME_HEADER_BYTES + size
 
     def _begin_data(self, size: int, flags: int, stream_id: int) -> bool:
         """Begin to receive a DATA frame and count it, as h2 would; False if h2 is to see it itself."""

@@ -24,6 +24,9 @@ TRUSTED_FACTOR = 4
 Until then its bytes are kept as they come: a length alone, which costs a peer five bytes, takes no memory.
 """
 
+MAX_UNREAD = 256
+"""Beyond so many unread messages bytes are kept as they come: tiny messages take many times as much as objects."""
+
 
 class MessageBuffer:
     """Puts a stream's messages together and returns credit for what is read.
@@ -38,6 +41,7 @@ class MessageBuffer:
     def __init__(self, stream: FastStream) -> None:
         self._stream = stream
         self._messages: deque[tuple[Body, int, bool]] = deque()  # body, credit owed, whether the window knows of it
+        self._backlog = bytearray()  # what comes after them, if they are many
         self._prefix = b""
         self._size = -1  # of the message that is coming; -1 while its prefix is
         self._memory: memoryview | None = None
@@ -60,6 +64,9 @@ class MessageBuffer:
             StreamTerminatedError: the stream was reset or its connection lost in the midst of it.
         """
         while not self._messages:
+            if self._backlog:
+                self._parse_backlog()
+                continue
             if self._refused:
                 refusal = self._stream.refusal_of(self._refused)
                 assert refusal is not None
@@ -85,7 +92,7 @@ class MessageBuffer:
 
     def room(self, limit: int) -> memoryview | None:
         """Return where the next bytes of the current message belong, at most `limit`; None if they must be fed."""
-        if self._memory is None:
+        if self._memory is None or self._backlog:
             return None
         return self._memory[self._filled : self._filled + limit]
 
@@ -105,30 +112,49 @@ class MessageBuffer:
         if self._dropped:
             self._stream.credit(len(data))
             return
+        if self._backlog:
+            self._backlog += data
+            return
+        taken = self._parse(data)
+        if self._refused:
+            self._withheld += len(data) - taken
+        elif taken < len(data):
+            self._backlog += data[taken:]
+
+    def _parse_backlog(self) -> None:
+        with memoryview(self._backlog) as data:
+            taken = self._parse(data)
+        if self._refused:
+            self._withheld += len(self._backlog) - taken
+            self._backlog.clear()
+        else:
+            del self._backlog[:taken]
+
+    def _parse(self, data: memoryview) -> int:
+        """Take the stream's next bytes until too many messages are unread or one is refused; return how many."""
         position, end = 0, len(data)
-        while position < end and not self._refused:
+        while position < end and not self._refused and len(self._messages) < MAX_UNREAD:
             if self._size < 0:
                 stop = min(end, position + PREFIX_BYTES - len(self._prefix))
                 self._prefix += data[position:stop]
                 position = stop
                 if len(self._prefix) == PREFIX_BYTES:
                     position += self._begin(data[position:])
+                continue
+            stop = min(end, position + self._size - self._filled)
+            if self._memory is not None:
+                self._memory[self._filled : self._filled + stop - position] = data[position:stop]
             else:
-                stop = min(end, position + self._size - self._filled)
-                if self._memory is not None:
-                    self._memory[self._filled : self._filled + stop - position] = data[position:stop]
-                else:
-                    self._kept += data[position:stop]
-                self._filled += stop - position
-                position = stop
-                if self._filled == self._size:
-                    self._finish(self._body if self._body is not None else bytes(self._kept))
-                elif self._memory is None:
-                    self._take_memory()
-        if self._refused:
-            self._withheld += end - position
-        elif self._waiter is not None and self._size >= 0:
+                self._kept += data[position:stop]
+            self._filled += stop - position
+            position = stop
+            if self._filled == self._size:
+                self._finish(self._body if self._body is not None else bytes(self._kept))
+            elif self._memory is None:
+                self._take_memory()
+        if self._waiter is not None and self._size >= 0:
             self._credit_arrived()
+        return position
 
     def add(self, data: bytes, ack_size: int) -> None:
         """Take a frame that h2 has handled; `ack_size` is its data and padding. The padding is read at once."""
@@ -146,10 +172,10 @@ class MessageBuffer:
         if self._dropped:
             return
         self._dropped = True
-        owed = sum(owed for _, owed, _ in self._messages) + self._withheld
+        owed = sum(owed for _, owed, _ in self._messages) + self._withheld + len(self._backlog)
         owed += len(self._prefix) if self._size < 0 else PREFIX_BYTES + self._filled - self._credited
         self._messages.clear()
-        self._kept = bytearray()
+        self._kept, self._backlog = bytearray(), bytearray()
         self._body = self._memory = None
         self._stream.credit(owed)
 

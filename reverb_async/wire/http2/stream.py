@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from h2.exceptions import StreamClosedError, TooManyStreamsError
 
 from reverb_async.errors import InvalidArgument, ResourceExhausted
 from reverb_async.wire.codec import Body, Encoded
+from reverb_async.wire.http2.receive_buffer import ReceiveBuffer
 from reverb_async.wire.http2.window import StreamWindow
 from reverb_async.wire.status import to_grpc_error
 
@@ -34,78 +34,6 @@ Headers = list[tuple[str, str]]
 def message_prefix(size: int) -> bytes:
     """Return what goes before an uncompressed message of `size` bytes."""
     return b"\0" + size.to_bytes(4, "big")
-
-
-class ReceiveBuffer:
-    """What a stream has received and nobody has read; reading returns the credit for it to the sender.
-
-    Unlike grpclib's own it bears empty DATA frames and streams that end early.
-    """
-
-    def __init__(self, acknowledge: Callable[[int], None]) -> None:
-        self._acknowledge = acknowledge
-        self._unread: deque[tuple[memoryview, int]] = deque()
-        self._taken: deque[memoryview] = deque()
-        self._taken_size = 0
-        self._ended = False
-        self._waiter: asyncio.Future[None] | None = None
-
-    def add(self, data: bytes, ack_size: int) -> None:
-        """Append a frame's data; `ack_size` is its data and padding."""
-        if ack_size:
-            self._unread.append((memoryview(data), ack_size))
-            self._wake()
-
-    def eof(self) -> None:
-        """Tell readers that nothing more will come."""
-        self._ended = True
-        self._wake()
-
-    async def read(self, size: int) -> bytes:
-        """Return the next `size` bytes, fewer only at the end of the stream. Cancelling loses nothing."""
-        while self._taken_size < size:
-            if self._unread:
-                self._take(size)
-            elif self._ended:
-                break
-            else:
-                self._waiter = asyncio.get_running_loop().create_future()
-                try:
-                    await self._waiter
-                finally:
-                    self._waiter = None
-        return self._pop(min(size, self._taken_size))
-
-    def unacked_size(self) -> int:
-        """Drop what was not read and return the credit owed for it."""
-        credit = sum(ack_size for _, ack_size in self._unread)
-        self._unread.clear()
-        return credit
-
-    def _take(self, size: int) -> None:
-        credit = 0
-        while self._unread and self._taken_size < size:
-            data, ack_size = self._unread.popleft()
-            self._taken.append(data)
-            self._taken_size += len(data)
-            credit += ack_size
-        self._acknowledge(credit)
-
-    def _pop(self, size: int) -> bytes:
-        self._taken_size -= size
-        pieces = []
-        while size:
-            piece = self._taken.popleft()
-            if len(piece) > size:
-                self._taken.appendleft(piece[size:])
-                piece = piece[:size]
-            pieces.append(piece)
-            size -= len(piece)
-        return b"".join(pieces)
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
 
 class Stream(grpclib.protocol.Stream):
