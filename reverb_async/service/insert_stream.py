@@ -25,6 +25,7 @@ from reverb_async.replay import Replay
 from reverb_async.service.row_intake import Arrival, RowIntake
 from reverb_async.service.step_rows import MAX_COPY_BYTES, StepRows
 from reverb_async.service.tasks import first_error
+from reverb_async.service.waiting_items import WaitingItems, acceptable
 from reverb_async.sessions import Session
 from reverb_async.table import RowInsertion, Table, insert_now
 from reverb_async.waiting import Deadline
@@ -59,7 +60,7 @@ class InsertStream:
         self._layouts: dict[int, tuple[ItemLayout, tuple[int, ...]]] = {}
         self._formats: dict[tuple[int, int], RecordFormat] = {}
         self._row_stores: set[RowStore] = set()
-        self._waiting: dict[int, _WaitingItems] = {}
+        self._waiting: dict[int, WaitingItems] = {}
         self._num_waiting = 0
         self._outbox = InsertResponse()
         self._something_to_send = asyncio.Event()
@@ -234,7 +235,7 @@ class InsertStream:
             self.acknowledge(seq, count)
             return
         start = 0
-        for stop, refused in _acceptable(tables, blocks):
+        for stop, refused in acceptable(tables, blocks):
             if stop > start:
                 self._insert(tables, [block.part(start, stop) for block in blocks], seq + start, timeout)
             if refused is not None:
@@ -282,7 +283,7 @@ class InsertStream:
 
     def _insert(self, tables: Sequence[Table], blocks: list[ItemBlock], seq: int, timeout: float | None) -> None:
         """Insert what is admitted at once; the rest waits in a task of its own."""
-        items = _WaitingItems(self, seq, blocks[0], Deadline(timeout))
+        items = WaitingItems(self, seq, blocks[0], Deadline(timeout))
         insertion = RowInsertion(tables, blocks, items.admitted)
         if insertion.try_now():
             return
@@ -300,7 +301,7 @@ class InsertStream:
 
         items.task.add_done_callback(done)
 
-    async def _insert_later(self, insertion: RowInsertion, items: _WaitingItems) -> None:
+    async def _insert_later(self, insertion: RowInsertion, items: WaitingItems) -> None:
         try:
             await insertion.wait(items.deadline, self._tell)
         except ReplayError as error:
@@ -380,59 +381,6 @@ class InsertStream:
                 groups.pop()
 
         next_slice()
-
-
-class _WaitingItems:
-    """Items that stand in the tables' queues, and the hold on their rows meanwhile."""
-
-    task: asyncio.Task[None]
-
-    def __init__(self, stream: InsertStream, first_seq: int, block: ItemBlock, deadline: Deadline) -> None:
-        self._stream = stream
-        self.seq = first_seq
-        self.block = block
-        self.deadline = deadline
-        self.remaining = len(block)
-
-    def admitted(self, count: int) -> None:
-        """Note that the next `count` items are in."""
-        self._stream.acknowledge(self.seq, count)
-        self.seq += count
-        self.remaining -= count
-
-    def pin(self) -> None:
-        """Keep the rows although the client may release their steps."""
-        for store, runs in zip(self.block.layout.stores, self.block.views, strict=True):
-            store.pin(runs.rows())
-
-    def unpin(self) -> None:
-        """Let go of the rows."""
-        for store, runs in zip(self.block.layout.stores, self.block.views, strict=True):
-            store.unpin(runs.rows())
-
-
-def _acceptable(tables: Sequence[Table], blocks: Sequence[ItemBlock]) -> list[tuple[int, ReplayError | None]]:
-    """Split items into stretches the tables accept: (end of the stretch, error of the item that stands there)."""
-
-    def check(start: int, stop: int) -> None:
-        for table, block in zip(tables, blocks, strict=True):
-            table.raise_if_closed()
-            table.check(block.part(start, stop))
-
-    count = len(blocks[0])
-    try:
-        check(0, count)
-    except ReplayError:
-        pass
-    else:
-        return [(count, None)]
-    stretches: list[tuple[int, ReplayError | None]] = []
-    for at in range(count):  # Something is wrong with one item at least: find out which, so that the others get in.
-        try:
-            check(at, at + 1)
-        except ReplayError as error:
-            stretches.append((at, error))
-    return [*stretches, (count, None)]
 
 
 def _bytes_of(store: RowStore, runs: Runs) -> NDArray[np.int64]:

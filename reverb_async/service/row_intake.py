@@ -112,9 +112,12 @@ class RowIntake:
             asyncio.get_running_loop().call_soon(self._end_turn)
         try:
             self.insert(work)
-        finally:
+        except BaseException as error:
             for done in finished:
-                done.set_result(None)
+                done.set_exception(error)  # Streams that would never be answered end instead.
+            raise
+        for done in finished:
+            done.set_result(None)
 
     def insert(self, arrivals: list[Arrival]) -> None:
         """Insert rows now, as far as the tables admit them; see `Sender` for what becomes of each."""

@@ -192,6 +192,23 @@ async def test_a_long_queue_is_worked_off_in_several_turns(monkeypatch: pytest.M
     assert [row[-1] for row in rig.rows_of("t")] == list(range(6))
 
 
+async def test_streams_learn_of_a_step_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(*two_tables())
+    done = [rig.intake.add([rig.arrival(Sender(), [at])]) for at in range(3)]
+
+    def fail(_: object) -> None:
+        raise MemoryError("for the test")
+
+    monkeypatch.setattr(rig.intake, "insert", fail)
+    loop, seen = asyncio.get_running_loop(), []
+    loop.set_exception_handler(lambda _, context: seen.append(context["exception"]))
+    for one in done[1:]:
+        assert one is not None
+        with pytest.raises(MemoryError):
+            await one
+    assert [type(error) for error in seen] == [MemoryError]
+
+
 async def test_bad_rows_harm_only_their_sender() -> None:
     rig = Rig(*two_tables())
     senders = [Sender() for _ in range(4)]

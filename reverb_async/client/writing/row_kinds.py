@@ -45,7 +45,7 @@ class RowKind:
         row: list[Any] = list(values)
         for at, (dtype, shape) in enumerate(self._looks):
             value = row[at]
-            if not (type(value) is np.ndarray or isinstance(value, np.generic)):
+            if not (type(value) is np.ndarray or isinstance(value, np.number | np.bool_)):
                 row[at] = value = as_leaf(value, self._paths[at], self._wanted[at])
                 if not isinstance(value, np.ndarray):
                     return None
