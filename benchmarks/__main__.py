@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,9 +15,10 @@ from benchmarks.subjects import SUBJECTS
 from benchmarks.tables import markdown
 
 _GROUPS = {
-    "all": "what design §8 lists, with everything but 'long'",
+    "all": "everything but 'sweeps' and 'long'",
+    "alone": "those of 'all' that no peer can do",
     "sweeps": "throughput by batch size, payload, learners, actors, table size",
-    "long": "what takes minutes: a fixed ratio for 60 s, ten minutes of load",
+    "long": "ten minutes of load",
 }
 
 
@@ -36,7 +38,7 @@ def _subjects(arguments: list[str]) -> int:
         description="Measure reverb_async. 'peers' measures others beside it, 'report' writes docs/benchmarks.md.",
     )
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="subjects, 'all', 'sweeps' or 'long'; none lists them"
+        "names", nargs="*", metavar="NAME", help="subjects, 'all', 'alone', 'sweeps' or 'long'; none lists them"
     )
     _add_measuring(parser)
     _add_output(parser)
@@ -90,7 +92,9 @@ def _report(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks report", description="Print docs/benchmarks.md from collected JSON lines."
     )
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.jsonl", help="of one subject, the last line counts")
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE.jsonl", help="of one subject, the last line counts"
+    )
     parser.add_argument("--plots", type=Path, metavar="DIR", help="draw the plots there, too")
     parser.add_argument("--images", default="images", metavar="PATH", help="where the page finds the plots")
     options = parser.parse_args(arguments)
@@ -127,16 +131,15 @@ def _plot(results: list[Result], directory: Path) -> list[str]:
 
 
 def _read(files: Sequence[Path]) -> list[Result]:
-    """Return the last result of each subject, in the order of the registry."""
-    latest = {}
+    """Return each subject's last line, or, if there are any beside peers, the last of these; in the registry's order."""
+    latest: dict[str, Result] = {}
     for file in files:
         for line in file.read_text().splitlines():
             result = Result.from_json(line)
-            earlier = latest.get(result.subject)
-            if earlier is not None and earlier.peers and not result.peers:
-                result.peers = []
-            latest[result.subject] = result
-    return list(latest.values())
+            if result.peers or not (result.subject in latest and latest[result.subject].peers):
+                latest[result.subject] = result
+    order = {name: at for at, name in enumerate(SUBJECTS)}
+    return sorted(latest.values(), key=lambda result: order.get(re.split("[/:]", result.subject)[0], len(order)))
 
 
 def _list() -> None:
@@ -151,14 +154,16 @@ def _chosen(parser: argparse.ArgumentParser, names: list[str], among: dict[str, 
     groups = {"all": "design", "sweeps": "sweep", "long": "long"}
     chosen: list[Subject] = []
     for name in names:
-        if name in groups:
+        if name == "alone":
+            chosen += [subject for subject in among.values() if subject.group == "design" and not subject.peers]
+        elif name in groups:
             chosen += [subject for subject in among.values() if subject.group == groups[name]]
         elif name in among:
             chosen.append(among[name])
         elif parts := [subject for other, subject in among.items() if other.startswith(f"{name}/")]:
             chosen += parts
         else:
-            parser.error(f"no subject {name!r}; there are: {', '.join([*groups, *among])}")
+            parser.error(f"no subject {name!r}; there are: {', '.join([*_GROUPS, *among])}")
     return list({subject.name: subject for subject in chosen}.values())
 
 

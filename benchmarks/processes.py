@@ -7,6 +7,7 @@ import re
 import select
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,6 +28,8 @@ _LATE_S = 120.0
 
 _LEAVE_S = 15.0
 
+_SAID_BYTES = 4_000
+
 
 class WorkerError(RuntimeError):
     """A worker ended, or hangs; its own words are on standard error."""
@@ -39,11 +42,26 @@ class Worker:
     wall and CPU seconds it took.
     """
 
-    def __init__(self, command: Sequence[str], *, counted: bool = True, environment: dict[str, str] | None = None):
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        counted: bool = True,
+        environment: dict[str, str] | None = None,
+        is_talkative: bool = False,
+    ) -> None:
         self.counted = counted
         self._command = " ".join(command)
+        # What a talkative program says on standard error is shown when it fails.
+        self._said = tempfile.TemporaryFile() if is_talkative else None
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            text=True,
+            cwd=ROOT,
+            env=environment,
         )
         self.ready: dict[str, Any] = {}
 
@@ -63,7 +81,7 @@ class Worker:
             self._process.stdin.write(json.dumps({"seconds": seconds}) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise WorkerError(f"it has ended: {self._command}") from None
+            raise self._failed("it has ended") from None
 
     def end(self, seconds: float) -> dict[str, Any]:
         """Wait for what the round gave."""
@@ -73,12 +91,19 @@ class Worker:
         assert self._process.stdout is not None
         # One line per exchange: nothing can be left in Python's buffer when select looks at the descriptor.
         if not select.select([self._process.stdout], [], [], patience_s)[0]:
-            raise WorkerError(f"it said nothing for {patience_s:.0f} s: {self._command}")
+            raise self._failed(f"it said nothing for {patience_s:.0f} s")
         line = self._process.stdout.readline()
         if not line:
-            raise WorkerError(f"it ended (exit status {self._process.wait()}): {self._command}")
+            raise self._failed(f"it ended, exit status {self._process.wait()}")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+    def _failed(self, what: str) -> WorkerError:
+        said = b""
+        if self._said is not None:
+            self._said.seek(0)
+            said = self._said.read()[-_SAID_BYTES:]
+        return WorkerError(f"{what}: {self._command}\n{said.decode(errors='replace')}".rstrip())
 
     def close(self) -> None:
         """End of input is the sign to leave; who does not is killed."""
@@ -87,6 +112,8 @@ class Worker:
         self._process.stdin.close()
         stop(self._process)
         self._process.stdout.close()
+        if self._said is not None:
+            self._said.close()
 
 
 def stop(process: subprocess.Popen[str]) -> None:
@@ -101,12 +128,12 @@ def stop(process: subprocess.Popen[str]) -> None:
 @contextmanager
 def serving(tables: Sequence[str]) -> Iterator[tuple[str, int]]:
     """Run our server on a free port while the body runs; gives its address and process id."""
-    command = [sys.executable, "-m", "reverb_async.serve", "--port", "0"]
+    command = [sys.executable, "-m", "reverb_async.serve", "--port", "0", "--log-level", "warning"]
     for table in tables:
         command += ["--table", table]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout is not None
     try:
-        assert process.stdout is not None
         ready = process.stdout.readline()
         address = re.search(r"127\.0\.0\.1:\d+", ready)
         if address is None:
@@ -150,6 +177,9 @@ class Contestant:
         counted = [answer for answer, worker in zip(answers, self.workers, strict=True) if worker.counted]
         latencies = [us for answer in counted for us in answer["latencies_us"]]
         details: dict[str, Any] = {}
+        others = [answer for answer, worker in zip(answers, self.workers, strict=True) if not worker.counted]
+        if beside := sum(answer["items"] / answer["seconds"] for answer in others):
+            details["others_items_per_s"] = round(beside)
         for answer in answers:
             details |= answer["details"]
         return Round(

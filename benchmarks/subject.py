@@ -162,7 +162,8 @@ class Subject:
         sizes: batch size, bytes of an item and the like.
         run: measures it, if rounds of the roles' work are not all.
         peers: the same work elsewhere.
-        group: what ``python -m benchmarks`` calls it together with others: ``"design"``, ``"sweep"``, ``"long"``.
+        group: what ``python -m benchmarks`` calls it together with others: ``"design"``, ``"sweep"``, ``"long"``;
+            ``"part"``: of a subject with a `run` of its own.
     """
 
     name: str
@@ -174,7 +175,7 @@ class Subject:
     sizes: Mapping[str, int | float | str] = field(default_factory=dict)
     run: Callable[[Subject, Options], Iterable[Result]] | None = None
     peers: tuple[PeerWork, ...] = ()
-    group: Literal["design", "sweep", "long"] = "design"
+    group: Literal["design", "sweep", "long", "part"] = "design"
 
 
 @dataclass(frozen=True, slots=True)

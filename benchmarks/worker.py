@@ -14,12 +14,12 @@ import uvloop
 import reverb_async as ra
 from benchmarks.rounds import answer, say
 from benchmarks.subject import Session
-from benchmarks.subjects import SUBJECTS
+from benchmarks.subjects import ALL_SUBJECTS
 
 
 async def work_in_rounds(name: str, role_at: int, number: int, address: str) -> None:
     """Prepare a role's work, then do a round of it per line of standard input, until it ends."""
-    role = SUBJECTS[name].roles[role_at]
+    role = ALL_SUBJECTS[name].roles[role_at]
     loop = asyncio.get_running_loop()
     # The subjects that need no server make their own in this process and leave this client alone: it is lazy.
     where = "127.0.0.1:1" if address == "none" else address

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from benchmarks.subject import Subject
-from benchmarks.subjects import latency, sampling, writing
+from benchmarks.subjects import latency, memory, sampling, scaling, sustained, sweeps, writing
 
 SUBJECTS: dict[str, Subject] = {
-    subject.name: subject for module in (sampling, writing, latency) for subject in module.SUBJECTS
+    subject.name: subject
+    for module in (sampling, writing, latency, memory, scaling, sustained, sweeps)
+    for subject in module.SUBJECTS
 }
+"""What the command line knows."""
+
+ALL_SUBJECTS = SUBJECTS | scaling.PARTS
+"""And what those consist of."""

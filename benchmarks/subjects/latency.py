@@ -6,7 +6,6 @@ from functools import partial
 
 import numpy as np
 
-import reverb_async as ra
 from benchmarks.payloads import SMALL_BYTES, row, small
 from benchmarks.subject import MICROSECONDS, MILLISECONDS_P99, PeerWork, Role, Session, Subject, Tally, Work
 from benchmarks.subjects.sampling import sampling
