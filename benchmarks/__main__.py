@@ -131,7 +131,7 @@ def _plot(results: list[Result], directory: Path) -> list[str]:
 
 
 def _read(files: Sequence[Path]) -> list[Result]:
-    """Return each subject's last line, or, if there are any beside peers, the last of these; in the registry's order."""
+    """Return each subject's last line, of those beside peers if there are any; in the registry's order."""
     latest: dict[str, Result] = {}
     for file in files:
         for line in file.read_text().splitlines():

@@ -36,7 +36,7 @@ def columns(rng: np.random.Generator, n: int) -> Columns:
         "clock": rng.integers(0, 2**40, n, np.int64),
         "half": rng.random((n, 4)).astype(np.float16),
         "id": rng.integers(0, 2**31, n, np.uint32),
-        "mask": rng.random((n, 10)) < 0.5,
+        "mask": rng.random((n, 2)) < 0.5,
     }
 
 

@@ -53,7 +53,7 @@ class Worker:
         self.counted = counted
         self._command = " ".join(command)
         # What a talkative program says on standard error is shown when it fails.
-        self._said = tempfile.TemporaryFile() if is_talkative else None
+        self._said = tempfile.TemporaryFile() if is_talkative else None  # noqa: SIM115 (closed in `close`)
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 from typing import Any
 
@@ -144,9 +145,15 @@ def sampling(table: str, choose: Choose, *, update: bool = False) -> Callable[[r
         fill_small(client, table)
         stream, setting = choose(client, table, BATCH)
         new = (np.random.default_rng(1).random(BATCH) + 0.1).tolist()
+        updater = ThreadPoolExecutor(1)
+        pending: list[Future[None]] = []
 
         def set_priorities(batch: Any) -> None:
-            client.mutate_priorities(table, updates=dict(zip(batch.info.key.numpy().tolist(), new, strict=True)))
+            """Send the updates while the next batch comes, one call in flight."""
+            updates = dict(zip(batch.info.key.numpy().tolist(), new, strict=True))
+            if pending:
+                pending.pop().result()
+            pending.append(updater.submit(client.mutate_priorities, table, updates=updates))
 
         def work(seconds: float) -> tuple[int, int, list[float]]:
             return stream.sample(seconds, set_priorities if update else None), 0, []

@@ -8,6 +8,7 @@ import resource
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -39,6 +40,7 @@ _WRITER_PROCESSES = 2
 _DRAIN = 64
 _DEFAULT_IN_FLIGHT = 64
 _FEW_IN_FLIGHT = 8
+_TURNS = 2
 
 CONNECTIONS = 1_000
 _CONNECTION_PROCESSES = 4
@@ -123,8 +125,10 @@ def measure_blocked_writers(subject: Subject, options: Options) -> Iterable[Resu
         PARTS[f"blocked-writers/1x{_DEFAULT_IN_FLIGHT}"],
         PARTS[f"blocked-writers/{WRITERS}x{subject.sizes['in_flight']}"],
     ]
+    # Writers are served by blocks of what they have in flight: how alike, shows after some turns of all 1,000.
+    longer = replace(options, seconds=_TURNS * options.seconds)
     with ExitStack() as stack:
-        one, many = play_rounds([stack.enter_context(ours(part)) for part in parts], options)
+        one, many = play_rounds([stack.enter_context(ours(part)) for part in parts], longer)
     yield result_of(parts[0], one)
     yield result_of(parts[1], many)
     rates = [beside.value / alone.value for alone, beside in zip(one, many, strict=True)]
