@@ -95,6 +95,16 @@ SUBJECTS = (
         peers=(PeerWork("dm-reverb", "dataset_uniform", 24.0), PeerWork("dm-reverb", "dataset_uniform_defaults", 24.0)),
     ),
     Subject(
+        "sample-two-learners",
+        "sample_batches(256), small, Uniform, two learners in processes of their own, TCP",
+        ITEMS_PER_S,
+        None,
+        (UNIFORM,),
+        (Role(sampling, 2),),
+        _SMALL | {"learners": 2},
+        peers=(PeerWork("dm-reverb", "dataset_uniform", processes=2),),
+    ),
+    Subject(
         "sample-prioritized",
         "sample_batches(256), small, Prioritized(0.6), one learner, TCP",
         ITEMS_PER_S,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import reverb_async as ra
 from benchmarks import payloads
-from benchmarks.subjects import ALL_SUBJECTS, SUBJECTS
+from benchmarks.subject import Session
+from benchmarks.subjects import ALL_SUBJECTS, SUBJECTS, sampling
 from benchmarks.subjects.sweeps import batch_for, size_name
 from reverb_async.config import load
 
@@ -127,6 +130,16 @@ def test_payloads_have_the_bytes_that_titles_say(make, nbytes):
     assert sum(column.nbytes for column in data.values()) == 3 * nbytes
     assert {len(column) for column in data.values()} == {3}
     assert sum(np.asarray(value).nbytes for value in payloads.row(data, 1).values()) == nbytes
+
+
+@pytest.mark.parametrize("update", [False, True])
+async def test_a_bare_table_is_drawn_from_as_the_service_does(monkeypatch, update):
+    monkeypatch.setattr(sampling, "IN_PROCESS_ITEMS", 600)
+    async with AsyncExitStack() as stack:
+        work = await sampling.in_process(Session(ra.Client("127.0.0.1:1"), 0, stack), update=update)
+        tally = await work(0.01)
+    assert tally.items >= 256
+    assert tally.items % 256 == 0
 
 
 def test_mixed_columns_are_eight_of_eight_dtypes():
