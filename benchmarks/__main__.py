@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 from benchmarks.harness import measure
 from benchmarks.report import write_report
 from benchmarks.subject import ROUND_S, ROUNDS, Options, Result, Subject
-from benchmarks.subjects import SUBJECTS
+from benchmarks.subjects import ALL_SUBJECTS, SUBJECTS
 from benchmarks.tables import markdown
 
 _GROUPS = {
@@ -138,8 +137,12 @@ def _read(files: Sequence[Path]) -> list[Result]:
             result = Result.from_json(line)
             if result.peers or not (result.subject in latest and latest[result.subject].peers):
                 latest[result.subject] = result
-    order = {name: at for at, name in enumerate(SUBJECTS)}
-    return sorted(latest.values(), key=lambda result: order.get(re.split("[/:]", result.subject)[0], len(order)))
+    order = {name: at for at, name in enumerate(ALL_SUBJECTS)}
+
+    def place(result: Result) -> int:
+        return order.get(result.subject, order.get(result.subject.partition(":")[0], len(order)))
+
+    return sorted(latest.values(), key=place)
 
 
 def _list() -> None:

@@ -44,6 +44,25 @@ def measure(subject: Subject, options: Options) -> Iterator[Result]:
 def signed(result: Result) -> Result:
     """Note when, where and how a result was found."""
     result.at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    result.command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+    result.command = shlex.join(["python", "-m", "benchmarks", *_telling(sys.argv[1:])])
     result.machine = machine()
     return result
+
+
+_OF_THIS_MACHINE = {"--json", "--plots", "--dm-reverb-python"}
+
+
+def _telling(arguments: Sequence[str]) -> list[str]:
+    """Leave out of a command line where its output went; a path of this machine becomes the word PATH."""
+    told: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        option = word.partition("=")[0]
+        if option in _OF_THIS_MACHINE:
+            if word == option:
+                next(words, None)
+            if option == "--dm-reverb-python":
+                told += [option, "PATH"]
+        elif word != "--markdown":
+            told.append(word)
+    return told

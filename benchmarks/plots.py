@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.subject import PeerResult, Result
+from benchmarks.subject import BUCKETS_PER_DOUBLING, PeerResult, Result
 
 _OURS = "#1f77b4"
 _THEIRS = "#d98f4e"
@@ -118,52 +119,66 @@ def table_size(results: Sequence[Result]) -> Figure | None:
 
 
 def latencies(results: Sequence[Result]) -> Figure | None:
-    """Histograms of latencies, ours above the peer's."""
+    """Histograms of latencies, ours and the peer's."""
     found = [result for result in results if result.subject in _LATENCIES and "histogram_us" in result.details]
     if not found:
         return None
     figure, grid = plt.subplots(len(found), 1, figsize=(_WIDTH, 2.1 * len(found)), squeeze=False)
     for axes, result in zip(grid[:, 0], found, strict=True):
-        _histogram(axes, result.details, "reverb_async", result.unit, _OURS)
-        for peer in result.peers:
-            _histogram(axes, peer.details, peer.name, result.unit, _THEIRS)
+        shown = [("reverb_async", result.details, _OURS)]
+        shown += [(peer.name, peer.details, _THEIRS) for peer in result.peers if "histogram_us" in peer.details]
+        for who, details, color in shown:
+            _histogram(axes, details, who, result.unit, color)
+        scale = 1000 if result.unit == "ms" else 1
+        least = min(details["p50"] for _, details, _ in shown) * scale
+        most = max(details["p99"] for _, details, _ in shown) * scale
         axes.set_title(result.subject, loc="left", fontsize=10)
         _finish(axes, "", "share of calls", logarithmic=False)
-        axes.set_xscale("log")
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(least / 2, most * 2)
+        axes.xaxis.set_major_formatter(_plain)
     grid[-1, 0].set_xlabel("µs")
     return figure
 
 
 def _histogram(axes: Axes, details: dict[str, Any], label: str, unit: str, color: str) -> None:
-    pairs = details["histogram_us"]
-    total = sum(count for _, count in pairs)
-    label = f"{label}: p50 {details['p50']:g} {unit}, p99 {details['p99']:g} {unit}"
-    axes.step([edge for edge, _ in pairs], [count / total for _, count in pairs], where="pre", color=color, label=label)
+    counts = {round(math.log2(edge) * BUCKETS_PER_DOUBLING): count for edge, count in details["histogram_us"]}
+    buckets = range(min(counts), max(counts) + 1)
+    shares = [counts.get(bucket, 0) / details["count"] for bucket in buckets]
+    edges = [2.0 ** (bucket / BUCKETS_PER_DOUBLING) for bucket in (buckets[0] - 1, *buckets)]
+    label = f"{label}: p50 {details['p50']:.3g} {unit}, p99 {details['p99']:.3g} {unit}"
+    axes.stairs(shares, edges, fill=True, color=color, alpha=0.7, label=label)
 
 
 def against_peers(results: Sequence[Result]) -> Figure | None:
-    """How many times better ours is, a bar per subject and peer."""
-    bars = [(result, peer) for result in results for peer in result.peers if not peer.path.endswith("_defaults")]
+    """How many times better ours is than the best that a peer has for the same work, a bar per subject."""
+    bars = [(result, min(result.peers, key=lambda peer: peer.ratio)) for result in results if result.peers]
     if not bars:
         return None
-    figure, axes = plt.subplots(figsize=(_WIDTH, 0.36 * len(bars) + 1.2))
+    figure, axes = plt.subplots(figsize=(_WIDTH, 0.34 * len(bars) + 1.2))
     ratios = [peer.ratio for _, peer in bars]
     colors = [_OURS if ratio >= 1 else _THEIRS for ratio in ratios]
-    axes.barh(range(len(bars)), ratios, left=0, color=colors)
+    axes.barh(range(len(bars)), [ratio - 1 for ratio in ratios], left=1, color=colors)
     axes.set_yticks(range(len(bars)), [_bar_label(result, peer) for result, peer in bars], fontsize=8)
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.axvline(1, color="black", linewidth=0.8)
     for at, ratio in enumerate(ratios):
-        axes.text(ratio, at, f" {ratio:.3g}x", va="center", fontsize=8)
-    axes.set_xlim(min(0.2, min(ratios) / 2), max(ratios) * 2)
-    axes.set_xlabel("times faster (rates, latencies) or smaller (memory) than the peer, in one run")
+        is_ahead = ratio >= 1
+        axes.text(ratio, at, f" {ratio:.3g}x ", va="center", ha="left" if is_ahead else "right", fontsize=8)
+    axes.set_xlim(min(0.5, min(ratios) / 2), max(2.0, max(ratios)) * 2)
+    axes.xaxis.set_major_formatter(_plain)
+    axes.set_xlabel("times better than the peer (rate, latency, memory)")
     axes.grid(alpha=0.3, axis="x")
     return figure
 
 
 def _bar_label(result: Result, peer: PeerResult) -> str:
-    return f"{result.subject}  vs {peer.name.split()[0]} {peer.path}"
+    return f"{result.subject} | {peer.name.split()[0]}"
+
+
+def _plain(value: float, position: float) -> str:
+    return f"{value:,.4g}"
 
 
 def long_run(results: Sequence[Result]) -> Figure | None:

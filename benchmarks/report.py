@@ -106,10 +106,14 @@ def _table(results: Sequence[Result]) -> str:
         ] or [("-", "-", "-")]
         columns = ["<br>".join(column) for column in zip(*peers, strict=True)]
         lines.append(
-            f"| `{result.subject}` | {result.title} | {target(result)} | "
+            f"| `{result.subject}` | {result.title}{_transport(result)} | {target(result)} | "
             f"**{number(result.median, result.unit)}**{spread}{mark} | {result.verdict} | {' | '.join(columns)} |"
         )
     return "\n".join(lines)
+
+
+def _transport(result: Result) -> str:
+    return f" ({result.details['transport']})" if "transport" in result.details else ""
 
 
 def _latencies(results: Sequence[Result]) -> str:

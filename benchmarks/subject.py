@@ -317,7 +317,8 @@ def result_of(subject: Subject, rounds: list[Round]) -> Result:
     return result
 
 
-_BUCKETS_PER_DOUBLING = 4
+BUCKETS_PER_DOUBLING = 4
+"""Of the histograms."""
 
 
 def describe_latencies(latencies_us: list[float], measure: Measure) -> dict[str, Any]:
@@ -326,12 +327,12 @@ def describe_latencies(latencies_us: list[float], measure: Measure) -> dict[str,
         return {}
     values = np.array(latencies_us)
     percentiles = np.percentile(values, [50, 90, 99]) / (1000 if measure.unit == "ms" else 1)
-    buckets, counts = np.unique(np.ceil(np.log2(values) * _BUCKETS_PER_DOUBLING), return_counts=True)
+    buckets, counts = np.unique(np.ceil(np.log2(values) * BUCKETS_PER_DOUBLING), return_counts=True)
     return {
         "count": len(values),
         **{name: rounded(float(value)) for name, value in zip(("p50", "p90", "p99"), percentiles, strict=True)},
         "histogram_us": [
-            [rounded(float(2.0 ** (bucket / _BUCKETS_PER_DOUBLING))), int(count)]
+            [rounded(float(2.0 ** (bucket / BUCKETS_PER_DOUBLING))), int(count)]
             for bucket, count in zip(buckets, counts, strict=True)
         ],
     }

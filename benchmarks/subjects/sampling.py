@@ -155,7 +155,7 @@ SUBJECTS = (
     ),
     Subject(
         "sample-frames-shared",
-        "the same by shared memory on one host, batches dropped",
+        "the same with shared_memory='auto' on one host, batches dropped",
         MEGABYTES,
         6_000,
         (UNIFORM,),

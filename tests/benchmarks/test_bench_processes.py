@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import processes
-from benchmarks.harness import play_rounds
+from benchmarks.harness import _telling, play_rounds
 from benchmarks.processes import Contestant, Worker, WorkerError
 from benchmarks.subject import ITEMS, Options
 
@@ -78,3 +78,8 @@ def test_contestants_take_turns_after_a_warm_up():
     assert [name for name, _ in turns] == ["a", "b", "a", "b", "a", "b"]
     assert [seconds for _, seconds in turns] == [1.0, 1.0, 2.0, 2.0, 2.0, 2.0]
     assert rounds == [[3, 5], [4, 6]]
+
+
+def test_a_recorded_command_names_no_path_of_this_machine():
+    told = _telling(["peers", "writer", "--dm-reverb-python", "/a/python", "--json=/b", "--plots", "/c", "--markdown"])
+    assert told == ["peers", "writer", "--dm-reverb-python", "PATH"]
