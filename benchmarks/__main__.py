@@ -9,7 +9,8 @@ from pathlib import Path
 
 from benchmarks.harness import measure
 from benchmarks.report import write_report
-from benchmarks.subject import ROUND_S, ROUNDS, Options, Result, Subject
+from benchmarks.result import Result
+from benchmarks.subject import ROUND_S, ROUNDS, Options, Subject
 from benchmarks.subjects import ALL_SUBJECTS, SUBJECTS
 from benchmarks.tables import markdown
 

@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from benchmarks.processes import Contestant, ours
-from benchmarks.subject import Options, Result, Round, Subject, result_of
+from benchmarks.result import Result, result_of
+from benchmarks.subject import Options, Round, Subject
 from benchmarks.usage import machine
 
 _WARM_UP = 0.5

@@ -15,7 +15,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.subject import BUCKETS_PER_DOUBLING, PeerResult, Result
+from benchmarks.result import BUCKETS_PER_DOUBLING, PeerResult, Result
+from benchmarks.tables import number
 
 _OURS = "#1f77b4"
 _THEIRS = "#d98f4e"
@@ -146,7 +147,7 @@ def _histogram(axes: Axes, details: dict[str, Any], label: str, unit: str, color
     buckets = range(min(counts), max(counts) + 1)
     shares = [counts.get(bucket, 0) / details["count"] for bucket in buckets]
     edges = [2.0 ** (bucket / BUCKETS_PER_DOUBLING) for bucket in (buckets[0] - 1, *buckets)]
-    label = f"{label}: p50 {details['p50']:.3g} {unit}, p99 {details['p99']:.3g} {unit}"
+    label = f"{label}: p50 {number(details['p50'], unit)}, p99 {number(details['p99'], unit)}"
     axes.stairs(shares, edges, fill=True, color=color, alpha=0.7, label=label)
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.subject import Result
+from benchmarks.result import Result
 from benchmarks.tables import number, target
 
 _TEMPLATE = Path(__file__).with_name("report_template.md")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from benchmarks.subject import PeerResult, Result
+from benchmarks.result import PeerResult, Result
 
 
 def number(value: float | None, unit: str = "") -> str:

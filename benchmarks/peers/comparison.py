@@ -16,18 +16,8 @@ from typing import Any
 
 from benchmarks.harness import play_rounds, signed
 from benchmarks.processes import Contestant, Worker, ours
-from benchmarks.subject import (
-    Options,
-    PeerResult,
-    PeerWork,
-    Result,
-    Round,
-    Subject,
-    describe_latencies,
-    result_of,
-    rounded,
-    simple_result,
-)
+from benchmarks.result import PeerResult, Result, describe_latencies, result_of, rounded, simple_result
+from benchmarks.subject import Options, PeerWork, Round, Subject
 from benchmarks.subjects.memory import bytes_per_item
 
 _INFO_LOAD = PeerWork("dm-reverb", "dataset_prioritized_defaults")

@@ -9,7 +9,8 @@ import numpy as np
 
 from benchmarks.payloads import SMALL_BYTES
 from benchmarks.processes import Contestant, WorkerError, ours
-from benchmarks.subject import BYTES, Options, PeerWork, Result, Role, Session, Subject, Tally, Work, simple_result
+from benchmarks.result import Result, simple_result
+from benchmarks.subject import BYTES, Options, PeerWork, Role, Session, Subject, Tally, Work
 from benchmarks.subjects.work import PRIORITIZED, TABLE, UNIFORM, fill
 from benchmarks.usage import resident_bytes
 

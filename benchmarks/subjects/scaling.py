@@ -16,20 +16,8 @@ import numpy as np
 from benchmarks.harness import play_rounds
 from benchmarks.payloads import SMALL_BYTES
 from benchmarks.processes import ours
-from benchmarks.subject import (
-    BYTES,
-    GROWTH,
-    SHARE,
-    Options,
-    Result,
-    Role,
-    Session,
-    Subject,
-    Tally,
-    Work,
-    result_of,
-    simple_result,
-)
+from benchmarks.result import Result, result_of, simple_result
+from benchmarks.subject import BYTES, GROWTH, SHARE, Options, Role, Session, Subject, Tally, Work
 from benchmarks.subject import ITEMS as ITEMS_PER_S
 from benchmarks.subjects.sampling import sampling, sampling_and_updating
 from benchmarks.subjects.work import BATCH, TABLE, UNIFORM

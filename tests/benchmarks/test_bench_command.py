@@ -9,16 +9,8 @@ import pytest
 from benchmarks import __main__ as command
 from benchmarks.peers import comparison
 from benchmarks.report import TemplateError, write_report
-from benchmarks.subject import (
-    BYTES,
-    ITEMS,
-    MICROSECONDS,
-    PeerResult,
-    Result,
-    Subject,
-    describe_latencies,
-    simple_result,
-)
+from benchmarks.result import PeerResult, Result, describe_latencies, simple_result
+from benchmarks.subject import BYTES, ITEMS, MICROSECONDS, Subject
 from benchmarks.subjects import SUBJECTS
 
 

@@ -7,24 +7,8 @@ import math
 import pytest
 
 from benchmarks.processes import WorkerError, value_of
-from benchmarks.subject import (
-    BYTES,
-    GROWTH,
-    ITEMS,
-    MEGABYTES,
-    MICROSECONDS,
-    MILLISECONDS_P99,
-    SHARE,
-    PeerResult,
-    Result,
-    Round,
-    Subject,
-    describe_latencies,
-    result_of,
-    rounded,
-    simple_result,
-    verdict,
-)
+from benchmarks.result import PeerResult, Result, describe_latencies, result_of, rounded, simple_result, verdict
+from benchmarks.subject import BYTES, GROWTH, ITEMS, MEGABYTES, MICROSECONDS, MILLISECONDS_P99, SHARE, Round, Subject
 
 
 @pytest.mark.parametrize(
