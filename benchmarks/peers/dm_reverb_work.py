@@ -31,11 +31,15 @@ class Stream:
     def __init__(self, dataset: tf.data.Dataset) -> None:
         self._batches: Iterator[Any] = iter(dataset)
 
+    def take(self) -> Any:
+        """Return the next batch."""
+        return next(self._batches)
+
     def sample(self, seconds: float, step: Callable[[Any], None] | None = None) -> int:
         """Take batches for a while; return how many items came."""
         deadline, items = time.perf_counter() + seconds, 0
         while time.perf_counter() < deadline:
-            batch = next(self._batches)
+            batch = self.take()
             if step is not None:
                 step(batch)
             items += int(batch.info.key.shape[0])

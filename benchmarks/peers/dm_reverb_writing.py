@@ -112,7 +112,7 @@ def mutate(client: reverb.Client) -> Prepared:
     """Set 256 priorities per call; the number of threads that does it fastest."""
     fill_small(client, "prioritized")
     stream = Stream(dataset(client, "prioritized", 4096, 512, 2))
-    keys = np.unique(next(stream._batches).info.key.numpy())
+    keys = np.unique(stream.take().info.key.numpy())
     rng = np.random.default_rng(2)
     blocks = [
         dict(
