@@ -183,6 +183,20 @@ def _noise(results: Sequence[Result]) -> str:
     )
 
 
+def _missed(results: Sequence[Result]) -> str:
+    lines = []
+    for result in results:
+        if result.verdict == "missed":
+            lines.append(f"- `{result.subject}`: {number(result.median, result.unit)}, asked {target(result)}")
+        lines += [
+            f"- `{result.subject}` against {peer.name} `{peer.path}`: {number(peer.ratio)}x, "
+            f"asked ≥ {number(peer.target_ratio)}x"
+            for peer in result.peers
+            if peer.verdict == "missed"
+        ]
+    return "\n".join(lines) or "None."
+
+
 def _plots(plots: Sequence[str], images: str) -> str:
     return "\n\n".join(f"![{_PLOT_TITLES[name]}]({images}/{name})" for name in plots)
 
@@ -196,4 +210,5 @@ _SECTIONS: dict[str, Callable[[Sequence[Result]], str]] = {
     "sweeps": _sweeps,
     "settings": _settings,
     "noise": _noise,
+    "missed": _missed,
 }

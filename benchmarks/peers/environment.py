@@ -25,7 +25,7 @@ def make_environment(directory: Path) -> str:
     subprocess.run([python, "-m", "venv", str(directory)], check=True)
     inside = directory.absolute() / "bin" / "python"  # Not resolved: the link is the environment.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    for command in (["pip", "install", "--quiet", *_PACKAGES],):
-        if subprocess.run([str(inside), "-m", *command], env=environment).returncode:
-            raise SystemExit(f"pip could not install {', '.join(_PACKAGES)} into {directory}")
+    install = [str(inside), "-m", "pip", "install", "--quiet", *_PACKAGES]
+    if subprocess.run(install, env=environment).returncode:
+        raise SystemExit(f"pip could not install {', '.join(_PACKAGES)} into {directory}")
     return f"made; now: python -m benchmarks peers --dm-reverb-python {inside} --cpprb"

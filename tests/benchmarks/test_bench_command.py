@@ -90,6 +90,7 @@ def test_the_page_has_every_figure_from_its_line():
     assert "- `sample-uniform`, dm-reverb 0.14.0 `dataset_uniform`: threads=8\n" in page
     assert "](images/peers.png)" in page
     assert "2 of 2 results" in page
+    assert "- `sample-uniform` against dm-reverb 0.14.0 `dataset_uniform`: 24.7x, asked ≥ 24x\n" in page
     assert "{{" not in page
 
 
@@ -99,6 +100,13 @@ def test_remarks_may_name_figures_but_none_that_do_not_exist():
     assert write_report(results, [], "images", text) == "40,000 items/s, 2x, (not measured)"
     with pytest.raises(TemplateError, match="speed writer"):
         write_report(results, [], "images", "{{ speed writer }}")
+
+
+def test_the_page_names_every_target_that_was_missed():
+    results = [line("writer", 39_000.0), line("mutate", 2_100_000.0), line("latency-update", 351.0)]
+    missed = write_report(results, [], "images", "{{ missed }}")
+    assert missed == "- `writer`: 39,000 items/s, asked ≥ 40,000\n- `latency-update`: 351 µs, asked ≤ 350"
+    assert write_report(results[1:2], [], "images", "{{ missed }}") == "None."
 
 
 def test_plots_are_drawn_of_what_was_measured(tmp_path):
