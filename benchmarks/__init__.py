@@ -1,0 +1,1 @@
+"""Benchmarks: ``python -m benchmarks`` lists what is measured. `peers` must not import `reverb_async`."""

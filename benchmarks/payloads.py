@@ -1,0 +1,55 @@
+"""The data that subjects move: NumPy alone, so that a peer's processes import the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SMALL_BYTES = 41
+FRAME_BYTES = 84 * 84 * 4
+COLUMNS_BYTES = 200
+LARGE_BYTES = 16 << 20
+
+Columns = dict[str, NDArray[Any]]
+
+
+def small(rng: np.random.Generator, n: int) -> Columns:
+    """Return `n` transitions of 41 bytes in 5 columns."""
+    return {
+        "obs": rng.random((n, 4), np.float32),
+        "action": rng.integers(0, 4, n, np.int32),
+        "reward": rng.random(n, np.float32),
+        "next_obs": rng.random((n, 4), np.float32),
+        "done": rng.random(n) < 0.01,
+    }
+
+
+def columns(rng: np.random.Generator, n: int) -> Columns:
+    """Return `n` transitions of 200 bytes in 8 columns of different dtypes."""
+    return {
+        "position": rng.random((n, 8), np.float64),
+        "velocity": rng.random((n, 16), np.float32),
+        "image": rng.integers(0, 256, (n, 5, 8), np.uint8),
+        "tokens": rng.integers(0, 1000, (n, 5), np.int16),
+        "clock": rng.integers(0, 2**40, n, np.int64),
+        "half": rng.random((n, 4)).astype(np.float16),
+        "id": rng.integers(0, 2**31, n, np.uint32),
+        "mask": rng.random((n, 2)) < 0.5,
+    }
+
+
+def frames(rng: np.random.Generator, n: int) -> Columns:
+    """Return `n` stacks of four 84x84 frames, random bytes: nothing that could be compressed."""
+    return {"frame": rng.integers(0, 256, (n, 84, 84, 4), np.uint8)}
+
+
+def blobs(rng: np.random.Generator, n: int, nbytes: int) -> Columns:
+    """Return `n` arrays of `nbytes` random bytes."""
+    return {"data": np.frombuffer(rng.bytes(n * nbytes), np.uint8).reshape(n, nbytes)}
+
+
+def row(data: Columns, at: int) -> dict[str, Any]:
+    """Return one row of columns, as a step or an item."""
+    return {name: column[at] for name, column in data.items()}
