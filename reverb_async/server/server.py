@@ -198,6 +198,7 @@ class Server:
         late = loop.time() - expected
         if late > _TICK_S:
             logger.warning("the server's event loop was blocked for %.1f s; every client waited for it", late)
+        self._service.leases.expire()
         self._replay.storage.trim()
         self._tick = loop.call_later(_TICK_S, self._look_after, loop.time() + _TICK_S)
 

@@ -13,6 +13,7 @@ from reverb_async.core.gather import GatherPlan, Piece
 from reverb_async.core.item import ItemLayout
 from reverb_async.core.nest import Path, Structure
 from reverb_async.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted
+from reverb_async.protocol.lending import Lending, Returned
 from reverb_async.protocol.message import Duplex
 from reverb_async.protocol.sampling import (
     SampledBatch,
@@ -23,6 +24,8 @@ from reverb_async.protocol.sampling import (
     Subscription,
 )
 from reverb_async.replay import Replay
+from reverb_async.service.leases import Leases
+from reverb_async.service.lender import Lender
 from reverb_async.service.tasks import first_error
 from reverb_async.table import Table
 from reverb_async.waiting import Deadline
@@ -42,8 +45,9 @@ _FAREWELL_S = 2.0
 class SampleStream:
     """One learner's stream from one table."""
 
-    def __init__(self, replay: Replay, duplex: Duplex) -> None:
+    def __init__(self, replay: Replay, duplex: Duplex, leases: Leases | None = None) -> None:
         self._replay = replay
+        self._lender = Lender(Leases() if leases is None else leases)
         self._duplex = duplex
         self._credits = 0
         self._asked = asyncio.Event()
@@ -86,6 +90,7 @@ class SampleStream:
             raise first_error(group) from None
         finally:
             self._table.num_samplers -= 1
+            self._lender.close()
             while self._unconsumed:  # The latest first, so that each returns to the state before it.
                 self._table.hand_back(self._unconsumed.pop()[1])
 
@@ -93,6 +98,10 @@ class SampleStream:
         """Do what one message asks for, in one step: updates before anything that is drawn later."""
         if request.keys is not None and request.priorities is not None:
             self._table.mutate(request.keys, request.priorities, np.zeros(0, np.uint64))
+        if request.returned is not None:
+            for seq in self._lender.heed(Returned.from_wire(request.returned)):
+                self._hand_back(seq)
+        self._lender.end_through(request.consumed)
         while self._unconsumed and self._unconsumed[0][0] <= request.consumed:
             self._table.acknowledge(self._unconsumed.popleft()[1])
         if request.withdraw > self._withdrawn:
@@ -103,6 +112,14 @@ class SampleStream:
             self._credits += request.credits
         self._ending = request.end
         self._asked.set()
+
+    def _hand_back(self, seq: int) -> None:
+        """Take back a batch that its client could not read."""
+        for at, (number, draw) in enumerate(self._unconsumed):
+            if number == seq:
+                del self._unconsumed[at]
+                self._table.hand_back(draw)
+                return
 
     async def _say_goodbye(self, answering: asyncio.Task[None]) -> None:
         """Let the batch that is being sent go out whole, then stop."""
@@ -143,8 +160,12 @@ class SampleStream:
                 self._deadline = None
             plan = self._table.plan(draw)
             self._unconsumed.append((self._seq, draw))
-            pieces = await self._gather(plan)
-            await self._send(self._response(draw, pieces, plan.layouts))
+            lending = self._lender.lend(self._seq, draw, plan, [self._declared(layout) for layout in plan.layouts])
+            if lending is not None:
+                await self._send(SampleResponse(self._declarations()), lending)
+            else:
+                pieces = await self._gather(plan)
+                await self._send(self._response(draw, pieces, plan.layouts))
             # Neither drawing nor sending is certain to suspend; without this a fast stream would starve all others.
             await asyncio.sleep(0)
 
@@ -176,8 +197,12 @@ class SampleStream:
             self._undeclared.append(sampled)
         return known
 
-    def _response(self, draw: Draw, pieces: list[Piece], layouts: Sequence[ItemLayout]) -> SampleResponse:
+    def _declarations(self) -> list[SampledLayout]:
+        """Return the layouts the client was not told about yet."""
         declared, self._undeclared = self._undeclared, []
+        return declared
+
+    def _response(self, draw: Draw, pieces: list[Piece], layouts: Sequence[ItemLayout]) -> SampleResponse:
         batch = SampledBatch(
             self._seq,
             draw.keys,
@@ -189,11 +214,14 @@ class SampleStream:
             draw.rate_limited,
             [SampledPiece.of(self._declared(layout)[0], piece) for layout, piece in zip(layouts, pieces, strict=True)],
         )
-        return SampleResponse(declared, [batch])
+        return SampleResponse(self._declarations(), [batch])
 
-    async def _send(self, response: SampleResponse) -> None:
+    async def _send(self, response: SampleResponse, lending: Lending | None = None) -> None:
         async with self._sending:
-            await self._duplex.send(response.to_message())
+            message = response.to_message()
+            if lending is not None:
+                lending.put(message)
+            await self._duplex.send(message)
 
 
 def _selected(layout: ItemLayout, columns: list[Path] | None) -> tuple[Structure, list[int]]:
