@@ -69,7 +69,7 @@ class Returned:
         return cls(
             secret,
             integer(entry.get("copied", 0), "copied"),
-            integers(entry.get("lost", ()), "lost"),
+            tuple(integers(entry.get("lost", ()), "lost")),
             bool(entry.get("stop", False)),
         )
 
@@ -268,9 +268,11 @@ class LendingReader:
         positions = reader.array(np.int64, (count,)) if entry[2] else None
         lengths: list[int | Rows] = []
         totals = []
-        for length in entry[3]:
+        for length in items_of({"lengths": entry[3]}, "lengths"):
             if length == -1:
                 each = reader.array(np.int64, (count,))
+                if count and each.min() < 0:
+                    raise InvalidArgument(f"lengths must be >= 0, got {each.min()}")
                 lengths.append(each)
                 totals.append(int(each.sum()))
             else:

@@ -162,11 +162,6 @@ class Leases:
         """Revoke leases that are too old, some at a time; return whether there are more. Cheap when there are none."""
         return self._revoke_older_than(MAX_AGE_S)
 
-    def revoke_all(self) -> None:
-        """Revoke all leases."""
-        for lease in list(self._leases.values()):
-            self._revoke(lease)
-
     def _revoke_older_than(self, age: float) -> bool:
         horizon = self._clock() - age
         for _ in range(_STEP_LEASES):

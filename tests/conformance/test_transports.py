@@ -25,7 +25,7 @@ class TestTcp(ConformanceSuite):
 class TestSharedMemory(ConformanceSuite):
     @pytest.fixture(autouse=True)
     def _lend_everything(self, monkeypatch):
-        monkeypatch.setattr(lender, "MIN_LENT_BYTES", 0)
+        monkeypatch.setattr(lender, "MIN_LENT_BYTES", 1)
 
     @asynccontextmanager
     async def serving(self, tables):
