@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import reverb_async as ra
 
@@ -38,6 +39,7 @@ class Subject:
         prepare: fills the tables and returns the work of a round.
         target: items per second that the project promises at least.
         unit: what is counted.
+        shared_memory: what its client is made with.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Subject:
     prepare: Callable[[ra.Client], Awaitable[Work]]
     target: float
     unit: str = "items/s"
+    shared_memory: Literal["auto", False] = "auto"
 
 
 @dataclass
@@ -97,7 +100,7 @@ def run(subject: Subject, *, rounds: int = ROUNDS, seconds: float = ROUND_S) -> 
 
 async def run_client(subject: Subject, address: str, server_pid: int, rounds: int, seconds: float) -> None:
     """Be the client process: prepare, then print a JSON line per round."""
-    async with ra.Client(address) as client:
+    async with ra.Client(address, shared_memory=subject.shared_memory) as client:
         work = await subject.prepare(client)
         await work(seconds / 4)
         for _ in range(rounds):

@@ -150,7 +150,19 @@ SUBJECTS: dict[str, Subject] = {
             250_000,
         ),
         Subject(
-            "sample-frames", "sample_batches(256), 84x84x4 uint8 frames, Uniform, TCP", (_UNIFORM,), sampling_frames, 0
+            "sample-frames",
+            "sample_batches(256), 84x84x4 uint8 frames, Uniform, TCP",
+            (_UNIFORM,),
+            sampling_frames,
+            0,
+            shared_memory=False,
+        ),
+        Subject(
+            "sample-frames-shared",
+            "sample_batches(256), 84x84x4 uint8 frames, Uniform, shared memory",
+            (_UNIFORM,),
+            sampling_frames,
+            212_600,  # 6 GB/s
         ),
         Subject(
             "insert-batch", "insert_batch(256), small, 4 calls in flight, TCP", (_UNIFORM,), inserting_batches, 300_000
