@@ -8,7 +8,8 @@ import numpy as np
 
 from reverb_async.client.sampling.collate import as_columns
 from reverb_async.errors import InvalidArgument
-from reverb_async.protocol.sampling import MAX_BATCH_SIZE, Subscription
+from reverb_async.protocol.sampled import MAX_BATCH_SIZE
+from reverb_async.protocol.sampling import Subscription
 
 MAX_PREFETCH = 1024
 """Batches a stream may keep outstanding; a server stops at 4096 that are not acknowledged."""

@@ -238,10 +238,19 @@ class Connector:
     def try_next_keys(self, n: int) -> NDArray[np.uint64] | None:
         """Return `n` consecutive new keys, uint64 ``[n]``; None when the server must be asked first."""
         keys = self._keys.take(n)
+        self._keep_stocked()
+        return keys
+
+    def try_next_key(self) -> int | None:
+        """Return a new key; None when the server must be asked first."""
+        key = self._keys.take_one()
+        self._keep_stocked()
+        return key
+
+    def _keep_stocked(self) -> None:
         if self._keys.runs_low and self._introduced and not self._refilling:
             self._refilling = True
             self.spawn(self._refill(), "granting keys")
-        return keys
 
     async def next_keys(self, n: int) -> NDArray[np.uint64]:
         """Return `n` new keys, uint64 ``[n]``: consecutive, if they are no more than a block (2**20).
@@ -273,6 +282,11 @@ class Connector:
             self._refilling = False
 
     # -- tables -------------------------------------------------------------------------------------------------------
+
+    @property
+    def known_tables(self) -> dict[str, TableInfo] | None:
+        """What `tables` returns from memory; None when it would have to ask."""
+        return self._tables
 
     async def tables(self, refresh: bool = False) -> dict[str, TableInfo]:
         """Describe the server's tables by name, from memory unless `refresh`; counts and sizes may be old.

@@ -36,6 +36,14 @@ class KeyAllocator:
         """Whether `take` would return keys."""
         return self._stop - self._next >= n or (bool(self._spare) and n <= KEYS_PER_BLOCK)
 
+    def take_one(self) -> int | None:
+        """Return a new key; None when no block has one left."""
+        if self._next == self._stop:
+            keys = self.take(1)
+            return None if keys is None else int(keys[0])
+        self._next += 1
+        return self._next - 1
+
     def take(self, n: int) -> NDArray[np.uint64] | None:
         """Return `n` consecutive keys, uint64 ``[n]``; None when no block has as many left."""
         if self._stop - self._next < n:

@@ -41,6 +41,23 @@ class Draw:
     def __len__(self) -> int:
         return len(self.slots)
 
+    def part(self, start: int, stop: int) -> Draw:
+        """Return the draws ``[start:stop]``, which may be acknowledged or handed back for themselves."""
+        if start == 0 and stop == len(self.slots):
+            return self
+        return Draw(
+            self.generation,
+            self.slots[start:stop],
+            self.keys[start:stop],
+            self.probabilities[start:stop],
+            self.priorities[start:stop],
+            self.times_sampled[start:stop],
+            self.table_sizes[start:stop],
+            self.inserted_at[start:stop],
+            self.versions[start:stop],
+            self.rate_limited,
+        )
+
     @classmethod
     def join(cls, draws: list[Draw]) -> Draw:
         """Return several draws of one table as one, in order."""

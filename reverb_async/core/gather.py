@@ -32,18 +32,34 @@ class Piece:
 
 
 @dataclass(slots=True)
-class _Part:
+class Part:
+    """The rows of the items of one layout.
+
+    Attributes:
+        layout: their layout.
+        count: how many items.
+        positions: as in `Piece`.
+        lengths: as in `Piece`.
+        rows: int64 ``[sum(length)]``, per view.
+    """
+
     layout: ItemLayout
+    count: int
     positions: Rows | None
     lengths: list[int | Rows]
     rows: list[Rows]
 
 
 class GatherPlan:
-    """The rows a batch needs, found in one synchronous step; `run` copies them, in a thread if they are pinned."""
+    """The rows a batch needs, found in one synchronous step; `run` copies them, in a thread if they are pinned.
+
+    Attributes:
+        parts: the rows, by layout.
+        nbytes: what `run` copies at most.
+    """
 
     def __init__(self, slots: Slots, drawn: Rows) -> None:
-        self._parts: list[_Part] = []
+        self.parts: list[Part] = []
         self.nbytes = 0
         for layout_id, positions in slots.by_layout(drawn):
             layout = slots.layouts[layout_id]
@@ -55,44 +71,55 @@ class GatherPlan:
                 runs = slots.runs(view, mine)
                 shared = runs.uniform_length()
                 lengths.append(shared if shared >= 0 else runs.length)
-                rows.append(runs.rows())
+                rows.append(runs.first if shared == 1 and not runs.pieces else runs.rows())
                 self.nbytes += len(rows[-1]) * store.row_bytes
-            self._parts.append(_Part(layout, positions, lengths, rows))
+            self.parts.append(Part(layout, len(mine), positions, lengths, rows))
 
     def pin(self) -> None:
         """Keep the rows from being reused until `unpin`."""
-        for part in self._parts:
+        for part in self.parts:
             for store, rows in zip(part.layout.stores, part.rows, strict=True):
                 store.pin(rows)
 
     def unpin(self) -> None:
         """Let go of the rows."""
-        for part in self._parts:
+        for part in self.parts:
             for store, rows in zip(part.layout.stores, part.rows, strict=True):
                 store.unpin(rows)
 
-    def run(self, wanted: Sequence[Sequence[int] | None]) -> list[Piece]:
-        """Copy the rows out; `wanted` names, per layout of `layouts`, the leaves to gather (None: all)."""
+    def run(
+        self,
+        wanted: Sequence[Sequence[int] | None],
+        outs: Sequence[Sequence[NDArray[np.generic] | None]] | None = None,
+    ) -> list[Piece]:
+        """Copy the rows out.
+
+        Args:
+            wanted: per layout of `layouts`, the leaves to gather; None: all.
+            outs: per layout, an array to fill for each of these leaves, ``[sum(length), *row_shape]``; None where a new
+                one is wanted, and for variable rows.
+        """
         pieces = []
-        for part, leaves in zip(self._parts, wanted, strict=True):
+        for at, (part, leaves) in enumerate(zip(self.parts, wanted, strict=True)):
             layout = part.layout
-            chosen = layout.leaves if leaves is None else [layout.leaves[at] for at in leaves]
+            chosen = layout.leaves if leaves is None else [layout.leaves[leaf] for leaf in leaves]
+            into = [None] * len(chosen) if outs is None else outs[at]
             columns: list[NDArray[np.generic] | VariableRows] = []
-            for leaf in chosen:
+            for leaf, out in zip(chosen, into, strict=True):
                 store, rows = layout.stores[leaf.view], part.rows[leaf.view]
-                if store.specs[leaf.column].is_variable:
+                if out is None and store.specs[leaf.column].is_variable:
                     columns.append(store.gather_variable(leaf.column, rows))
                 else:
-                    columns.append(store.gather(leaf.column, rows))
+                    columns.append(store.gather(leaf.column, rows, out))
             pieces.append(Piece(layout, part.positions, part.lengths, columns))
         return pieces
 
     @property
     def rows(self) -> list[list[Rows]]:
         """The row numbers of each view, per layout of `layouts`."""
-        return [part.rows for part in self._parts]
+        return [part.rows for part in self.parts]
 
     @property
     def layouts(self) -> list[ItemLayout]:
         """The layouts in the batch."""
-        return [part.layout for part in self._parts]
+        return [part.layout for part in self.parts]

@@ -71,7 +71,10 @@ def expand(runs: Rows) -> Rows:
 
 def find_runs(rows: Rows) -> Rows:
     """Return the runs of consecutive numbers in `rows` as ``[runs, 2]`` of (first row, length)."""
-    starts = np.flatnonzero(np.diff(rows, prepend=rows[0] - 2) != 1)
+    breaks = np.flatnonzero(rows[1:] - rows[:-1] != 1)
+    if not len(breaks):
+        return np.array([(rows[0], len(rows))], np.int64)
+    starts = np.concatenate(([0], breaks + 1))
     return np.stack([rows[starts], np.diff(starts, append=len(rows))], axis=1)
 
 
@@ -81,7 +84,19 @@ def join(sequences: list[Rows]) -> Runs:
     length = np.array([len(rows) for rows in sequences], np.int64)
     pieces = {}
     for at, rows in enumerate(sequences):
-        runs = find_runs(rows)
-        if len(runs) > 1:
+        if len(rows) > 1 and len(runs := find_runs(rows)) > 1:
             pieces[at] = runs
     return Runs(first, length, pieces)
+
+
+def as_run(rows: Rows) -> slice | None:
+    """Return `rows` as a slice if they are consecutive and ascending (and at least one)."""
+    n = len(rows)
+    if n == 0:
+        return None
+    first: int = rows.item(0)
+    if n == 1:
+        return slice(first, first + 1)
+    if rows.item(n - 1) - first != n - 1 or np.count_nonzero(rows == np.arange(first, first + n)) != n:
+        return None
+    return slice(first, first + n)

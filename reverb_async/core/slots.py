@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reverb_async.core.item import ItemBlock, ItemLayout
-from reverb_async.core.runs import Rows, Runs
+from reverb_async.core.runs import Rows, Runs, as_run
 
 FREE, LIVE, OUT, GONE = 0, 1, 2, 3
 """A slot is free, holds an item of the table, holds one that was sampled out and may still be handed back, or one that
@@ -17,6 +17,26 @@ has left for good while a draw that shows it is not settled."""
 
 NO_EPISODE = -1
 """The item counts as an episode of its own."""
+
+
+RECORD = np.dtype(
+    [
+        ("key", np.uint64),
+        ("priority", np.float64),
+        ("inserted_at", np.float64),
+        ("first", np.int64),
+        ("nbytes", np.int64),
+        ("episode", np.int64),
+        ("times_sampled", np.int32),
+        ("length", np.int32),
+        ("layout", np.int32),
+        ("version", np.uint32),
+    ]
+)
+"""What a draw reads of an item, in one cache line: eight arrays would be eight misses. `first` and `length` are the
+item's first view."""
+
+_WORDS = RECORD.itemsize // 8
 
 
 @dataclass(slots=True)
@@ -33,32 +53,37 @@ class Slots:
 
     The arrays are reserved for `capacity` items and stay untouched, and thus without memory behind them, beyond the
     highest slot in use.
+
+    Attributes:
+        records: `RECORD` ``[capacity]``; its fields are attributes too: views of it, to be indexed, not to `take` from,
+            which would copy them whole.
+        version: how many items have left each slot: tells an item from its predecessors, which may have had its key.
+        unsettled: draws neither acknowledged nor handed back; counted only where sampling removes items.
+        episode_spans: last episode of the items that cross an episode's end.
+        high_water: no slot at or above this one was ever used.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
+        self.records, self._words = _aligned_records(capacity)
+        self.key: NDArray[np.uint64] = self.records["key"]
+        self.priority: NDArray[np.float64] = self.records["priority"]
+        self.inserted_at: NDArray[np.float64] = self.records["inserted_at"]
+        self.nbytes: NDArray[np.int64] = self.records["nbytes"]
+        self.episode: NDArray[np.int64] = self.records["episode"]
+        self.times_sampled: NDArray[np.int32] = self.records["times_sampled"]
+        self.layout: NDArray[np.int32] = self.records["layout"]
+        self.version: NDArray[np.uint32] = self.records["version"]
         self.state = np.zeros(capacity, np.uint8)
-        self.key = np.zeros(capacity, np.uint64)
-        self.priority = np.zeros(capacity)
-        self.times_sampled = np.zeros(capacity, np.int32)
-        self.inserted_at = np.zeros(capacity)
-        self.nbytes = np.zeros(capacity, np.int64)
-        self.layout = np.zeros(capacity, np.int32)
-        self.episode = np.zeros(capacity, np.int64)
-        self.version = np.zeros(capacity, np.uint32)
-        """How many items have left each slot: tells an item from its predecessors, which may have had the same key."""
         self.unsettled = np.zeros(capacity, np.int32)
-        """Draws neither acknowledged nor handed back; counted only where sampling removes items."""
         self.episode_spans: dict[int, int] = {}
-        """Last episode of the items that cross an episode's end."""
         self.layouts: list[ItemLayout | None] = []
         self._layout_ids: dict[ItemLayout, int] = {}
         self._layout_items: list[int] = []
-        self._views: list[_View] = []
+        self._views = [_View(self.records["first"], self.records["length"])]
         self._returned = np.zeros(capacity, np.int64)
         self._num_returned = 0
         self.high_water = 0
-        """No slot at or above this one was ever used."""
 
     @property
     def num_free(self) -> int:
@@ -78,42 +103,74 @@ class Slots:
 
     def put(self, block: ItemBlock, priorities: NDArray[np.float64], now: float) -> Rows:
         """Store new items, take their references on the rows, and return their slots, int64 ``[n]``."""
-        slots = self._take(len(block))
-        self.state[slots] = LIVE
-        self.key[slots] = block.keys
-        self.priority[slots] = priorities
-        self.times_sampled[slots] = 0
-        self.inserted_at[slots] = now
-        self.nbytes[slots] = block.nbytes
-        self.layout[slots] = self._intern(block.layout, len(block))
-        if block.episodes is None:
-            self.episode[slots] = NO_EPISODE
+        n = len(block)
+        slots = self._take(n)
+        layout = self._intern(block.layout, n)
+        if n == 1:
+            self._put_one(int(slots[0]), block, float(priorities[0]), now, layout)
         else:
-            self.episode[slots] = block.episodes[:, 0]
-            for at in np.flatnonzero(block.episodes[:, 0] != block.episodes[:, 1]).tolist():
-                self.episode_spans[int(slots[at])] = int(block.episodes[at, 1])
+            run = as_run(slots)
+            at = run or slots
+            self.state[at] = LIVE
+            words = self._words[at]  # a view of a run, else a copy, to be written back
+            record = words.view(RECORD).reshape(-1)
+            record["key"] = block.keys
+            record["priority"] = priorities
+            record["inserted_at"] = now
+            record["nbytes"] = block.nbytes
+            record["episode"] = NO_EPISODE if block.episodes is None else block.episodes[:, 0]
+            record["times_sampled"] = 0
+            record["layout"] = layout
+            if block.views:
+                record["first"] = block.views[0].first
+                record["length"] = block.views[0].length
+            if run is None:
+                self._words[slots] = words
+            for number, runs in enumerate(block.views[1:], 1):
+                view = self._view(number)
+                view.first[at] = runs.first
+                view.length[at] = runs.length
+        if block.episodes is not None:
+            for position in np.flatnonzero(block.episodes[:, 0] != block.episodes[:, 1]).tolist():
+                self.episode_spans[int(slots[position])] = int(block.episodes[position, 1])
         for number, runs in enumerate(block.views):
-            if number == len(self._views):
-                self._views.append(_View(np.zeros(self.capacity, np.int64), np.zeros(self.capacity, np.int32)))
-            view = self._views[number]
-            view.first[slots] = runs.first
-            view.length[slots] = runs.length
-            for at, pieces in runs.pieces.items():
-                view.pieces[int(slots[at])] = pieces
+            for position, pieces in runs.pieces.items():
+                self._view(number).pieces[int(slots[position])] = pieces
             block.layout.stores[number].retain(runs.rows())
         return slots
 
+    def _put_one(self, slot: int, block: ItemBlock, priority: float, now: float, layout: int) -> None:
+        self.state[slot] = LIVE
+        self.key[slot] = block.keys.item(0)
+        self.priority[slot] = priority
+        self.inserted_at[slot] = now
+        self.nbytes[slot] = block.nbytes.item(0)
+        self.episode[slot] = NO_EPISODE if block.episodes is None else block.episodes.item(0)
+        self.times_sampled[slot] = 0
+        self.layout[slot] = layout
+        for number, runs in enumerate(block.views):
+            view = self._view(number)
+            view.first[slot] = runs.first.item(0)
+            view.length[slot] = runs.length.item(0)
+
+    def _view(self, number: int) -> _View:
+        while number >= len(self._views):
+            self._views.append(_View(np.zeros(self.capacity, np.int64), np.zeros(self.capacity, np.int32)))
+        return self._views[number]
+
     def free(self, slots: Rows) -> None:
         """Drop the items' references and make their slots available; `slots` are unique."""
+        n = len(slots)
         if self.episode_spans:
             for slot in slots.tolist():
                 self.episode_spans.pop(slot, None)
         for layout_id, positions in self.by_layout(slots):
             self._release(layout_id, slots if positions is None else slots[positions])
-        self.state[slots] = FREE
-        self.version[slots] += np.uint32(1)
-        self._returned[self._num_returned : self._num_returned + len(slots)] = slots
-        self._num_returned += len(slots)
+        at = as_run(slots) or slots
+        self.state[at] = FREE
+        self.version[at] += np.uint32(1)
+        self._returned[self._num_returned : self._num_returned + n] = slots
+        self._num_returned += n
 
     def _release(self, layout_id: int, slots: Rows) -> None:
         layout = self.layouts[layout_id]
@@ -135,13 +192,18 @@ class Slots:
         pieces: dict[int, Rows] = {}
         if kept.pieces:
             pieces = {at: kept.pieces[slot] for at, slot in enumerate(slots.tolist()) if slot in kept.pieces}
+        if view == 0:
+            records = self.records.take(slots)
+            return Runs(records["first"].copy(), records["length"].astype(np.int64), pieces)
         return Runs(kept.first[slots], kept.length[slots].astype(np.int64), pieces)
 
     def by_layout(self, slots: Rows) -> list[tuple[int, NDArray[np.intp] | None]]:
-        """Split `slots` by layout: pairs of layout id and positions; None means all of them."""
-        ids = self.layout[slots]
-        if len(ids) == 0:
+        """Split `slots`, which hold items, by layout: pairs of layout id and positions; None means all of them."""
+        if len(slots) == 0:
             return []
+        if len(self.layouts) == 1:
+            return [(0, None)]
+        ids = self.layout[slots]
         first = int(ids[0])
         if len(ids) == 1 or bool((ids == first).all()):
             return [(first, None)]
@@ -155,7 +217,10 @@ class Slots:
             if episode == NO_EPISODE:
                 return {}, 1
             return dict.fromkeys(range(episode, self.episode_spans.get(slot, episode) + 1), 1), 0
-        episodes = self.episode[slots]
+        episodes = self.episode[as_run(slots) or slots]
+        if len(episodes) and not self.episode_spans and bool((episodes == episodes[0]).all()):
+            episode = int(episodes[0])
+            return ({}, len(slots)) if episode == NO_EPISODE else ({episode: len(slots)}, 0)
         counts: dict[int, int] = {}
         alone = 0
         for episode, count in zip(*(part.tolist() for part in np.unique(episodes, return_counts=True)), strict=True):
@@ -195,3 +260,12 @@ class Slots:
             name: getattr(self, name)[slots].copy()
             for name in ("key", "priority", "times_sampled", "inserted_at", "nbytes")
         }
+
+
+def _aligned_records(capacity: int) -> tuple[NDArray[np.void], NDArray[np.uint64]]:
+    """Return zeroed records ``[capacity]``, each a cache line, and the same memory as words ``[capacity, 8]``."""
+    nbytes = capacity * RECORD.itemsize
+    memory = np.zeros(nbytes + RECORD.itemsize, np.uint8)
+    start = -memory.ctypes.data % RECORD.itemsize
+    words = memory[start : start + nbytes].view(np.uint64).reshape(capacity, _WORDS)
+    return words.view(RECORD).reshape(capacity), words

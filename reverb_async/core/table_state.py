@@ -9,10 +9,10 @@ from reverb_async.core.changes import Change, ChangeKind, Listener
 from reverb_async.core.draw import Draw, MutateResult
 from reverb_async.core.episodes import EpisodeCounter
 from reverb_async.core.item import ItemBlock
-from reverb_async.core.key_index import KeyIndex
+from reverb_async.core.key_index import Hashes, KeyIndex
 from reverb_async.core.rate_limiters import RateLimiter, RateLimiterState
 from reverb_async.core.runs import Rows
-from reverb_async.core.selectors import Fifo, Selector
+from reverb_async.core.selectors import Fifo, Prioritized, Selector
 from reverb_async.core.slots import GONE, LIVE, OUT, Slots
 from reverb_async.errors import InvalidArgument
 
@@ -44,6 +44,9 @@ class TableState:
         self.limiter = RateLimiterState(rate_limiter)
         self._sampler_kind = sampler
         self._remover_kind = remover
+        # Prioritized selectors refuse all that others refuse, and those refuse the same.
+        strict = {kind for kind in (sampler, remover) if isinstance(kind, Prioritized)}
+        self._strict_kinds: tuple[Selector, ...] = tuple(strict) or (sampler,)
         self._rng = rng
         self._multiplier = int(rng.integers(2**63)) * 2 + 1
         self.listeners: list[Listener] = []
@@ -77,7 +80,9 @@ class TableState:
         Raises:
             InvalidArgument: a priority the selectors refuse, or an item larger than `max_bytes`.
         """
-        given = block.priorities[~np.isnan(block.priorities)]
+        given = block.priorities
+        if len(given) and np.isnan(given.min()):
+            given = given[~np.isnan(given)]
         self.check_priorities(given)
         if self.max_bytes is not None and len(block) and int(block.nbytes.max()) > self.max_bytes:
             raise InvalidArgument(
@@ -86,9 +91,8 @@ class TableState:
 
     def check_priorities(self, priorities: NDArray[np.float64]) -> None:
         """Raise `InvalidArgument` for priorities that sampler or remover refuse."""
-        self._sampler_kind.check_priorities(priorities)
-        if self._remover_kind != self._sampler_kind:
-            self._remover_kind.check_priorities(priorities)
+        for kind in self._strict_kinds:
+            kind.check_priorities(priorities)
 
     @property
     def max_insert(self) -> int:
@@ -102,8 +106,9 @@ class TableState:
     def insert(self, block: ItemBlock, now: float) -> None:
         """Insert a block that was checked and admitted; known keys only take the new priority."""
         keys = block.keys
-        known = self._index.find(keys)
-        fresh = bool((known < 0).all())
+        hashes = self._index.hash(keys)
+        known = self._index.find(keys, hashes)
+        fresh = int(known.max()) < 0
         if fresh and len(keys) > 1 and not bool((keys[1:] > keys[:-1]).all()):
             fresh = len(np.unique(keys)) == len(keys)
         if not fresh and len(keys) > 1:
@@ -116,7 +121,7 @@ class TableState:
             return
         together = self._count_together(block)
         if together:
-            self._add(block.part(0, together), priorities[:together], now)
+            self._add(block.part(0, together), priorities[:together], now, hashes if together == len(block) else None)
             self._make_room()
         for at in range(together, len(block)):
             self._add(block.part(at, at + 1), priorities[at : at + 1], now)
@@ -145,10 +150,11 @@ class TableState:
         """Replace NaN by the highest priority at that moment: Schaul et al., 2016, arXiv:1511.05952, section 3.3."""
         if self.size == 0:
             self._highest_priority = -np.inf
-        asked = np.isnan(priorities)
-        if not asked.any():
-            self._highest_priority = max(self._highest_priority, float(priorities.max()))
+        highest = float(priorities.max())
+        if highest == highest:  # not NaN
+            self._highest_priority = max(self._highest_priority, highest)
             return priorities
+        asked = np.isnan(priorities)
         given = np.where(asked, -np.inf, priorities)
         given[0] = max(given[0], self._highest_priority) if asked[0] else given[0]
         if given[0] == -np.inf:
@@ -157,14 +163,16 @@ class TableState:
         self._highest_priority = float(running[-1])
         return np.where(asked, running, priorities)
 
-    def _add(self, block: ItemBlock, priorities: NDArray[np.float64], now: float) -> None:
+    def _add(
+        self, block: ItemBlock, priorities: NDArray[np.float64], now: float, hashes: Hashes = None
+    ) -> None:
         slots = self.slots.put(block, priorities, now)
-        self._index.insert(block.keys, slots)
+        self._index.insert(block.keys, slots, hashes)
         self._sampler.insert(slots, priorities)
         self._remover.insert(slots, priorities)
         self.size += len(slots)
         self.nbytes += int(block.nbytes.sum())
-        self.episodes.add(*self.slots.episodes_of(slots))
+        self.episodes.add(*(({}, len(slots)) if block.episodes is None else self.slots.episodes_of(slots)))
         self.limiter.count_inserts(len(slots))
         self._emit(ChangeKind.INSERT, slots, priorities)
 
@@ -240,24 +248,22 @@ class TableState:
     def _record(self, slots: Rows, probabilities: NDArray[np.float64], sizes: NDArray[np.int64]) -> Draw:
         """Count the draws and note what their callers are told."""
         items = self.slots
-        before = items.times_sampled[slots]
-        np.add.at(items.times_sampled, slots, np.int32(1))
-        times = items.times_sampled[slots]
-        if bool((times - before > 1).any()):
-            times = before + _occurrence(slots)
+        seen = items.records.take(slots)
+        times = seen["times_sampled"] + _occurrence(slots)
+        items.times_sampled[slots] = times  # the last of duplicates is the highest, and is what stays
         self.num_unique_samples += int(np.count_nonzero(times == 1))
         if self.max_times_sampled >= 1:
             np.add.at(items.unsettled, slots, np.int32(1))
         return Draw(
             self.generation,
             slots,
-            items.key[slots],
+            seen["key"].copy(),
             probabilities,
-            items.priority[slots],
+            seen["priority"].copy(),
             times,
             sizes,
-            items.inserted_at[slots],
-            items.version[slots],
+            seen["inserted_at"].copy(),
+            seen["version"].copy(),
         )
 
     def _sample_out(self, slots: Rows) -> None:
@@ -420,8 +426,15 @@ class TableState:
                 listener(change)
 
 
+def _has_repeats(slots: Rows) -> bool:
+    ordered = np.sort(slots)
+    return bool((ordered[1:] == ordered[:-1]).any())
+
+
 def _occurrence(slots: Rows) -> NDArray[np.int32]:
     """Return, for each position, how often its slot has occurred so far, itself included; int32 ``[n]``."""
+    if not _has_repeats(slots):
+        return np.ones(len(slots), np.int32)
     order = np.argsort(slots, kind="stable")
     ordered = slots[order]
     new = np.ones(len(slots), bool)
@@ -434,11 +447,11 @@ def _occurrence(slots: Rows) -> NDArray[np.int32]:
 
 def _last_of_each(slots: Rows, priorities: NDArray[np.float64]) -> tuple[Rows, NDArray[np.float64]]:
     """Drop all but the last of duplicate slots; the order of what stays is kept."""
+    if not _has_repeats(slots):
+        return slots, priorities
     order = np.argsort(slots, kind="stable")
     ordered = slots[order]
     last = np.ones(len(slots), bool)
     last[:-1] = ordered[1:] != ordered[:-1]
-    if last.all():
-        return slots, priorities
     keep = np.sort(order[last])
     return slots[keep], priorities[keep]

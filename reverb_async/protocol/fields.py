@@ -42,7 +42,9 @@ def texts(value: Any, what: str) -> list[str]:
 
 def items_of(header: Mapping[str, Any], key: str, width: int | None = None) -> list[Any]:
     """Return the list under `key`, empty if absent; with `width`, its entries must be lists of that length."""
-    entries = header.get(key, ())
+    if key not in header:
+        return []
+    entries = header[key]
     if not isinstance(entries, list | tuple):
         raise InvalidArgument(f"{key} must be a list, got {entries!r:.60}")
     if width is not None:

@@ -24,6 +24,7 @@ from reverb_async.core.variable import VariableRows
 from reverb_async.errors import InvalidArgument
 from reverb_async.protocol.fields import integer, integers, items_of, number, text, texts
 from reverb_async.protocol.message import Buffer, BufferReader, Message
+from reverb_async.protocol.rows import RowBlock
 
 Column = NDArray[Any] | VariableRows
 """Values of one column: ``[n, *row_shape]``, or variable rows."""
@@ -115,6 +116,7 @@ class InsertRequest:
         layouts: declarations, before they are used.
         steps: stored before `items` are looked at.
         items: to insert.
+        rows: to insert; among `items` in the order of their numbers.
         release: (group, step): the client will not name earlier steps of the group any more.
         cancel: sequence numbers of the first item of blocks to withdraw; what of them is inserted stays.
     """
@@ -124,6 +126,7 @@ class InsertRequest:
     layouts: Sequence[Layout] = ()
     steps: Sequence[Steps] = ()
     items: Sequence[Items] = ()
+    rows: Sequence[RowBlock] = ()
     release: Sequence[tuple[int, int]] = ()
     cancel: Sequence[int] = ()
 
@@ -147,6 +150,11 @@ class InsertRequest:
                     put_column(buffers, column)
         if self.items:
             header["items"] = [_items_header(items, buffers) for items in self.items]
+        if self.rows:
+            header["rows"] = [
+                [block.layout, block.seq, block.count, list(block.tables), block.timeout] for block in self.rows
+            ]
+            buffers += [block.records for block in self.rows]
         if self.release:
             header["release"] = [list(pair) for pair in self.release]
         if self.cancel:
@@ -174,6 +182,14 @@ def take_column(reader: BufferReader, spec: ArraySpec, count: int) -> Column:
     rows = VariableRows(data, reader.array(np.int64, (count,)), reader.array(np.int32, (count, len(spec.shape))))
     rows.validate(spec)
     return rows
+
+
+def _count_of(count: Any, tables: Any) -> int:
+    """Return the number of items of a block, after a look at its tables."""
+    number_of_items, names = integer(count, "count"), texts(tables, "tables")
+    if not names or len(set(names)) != len(names) or number_of_items < 1:
+        raise InvalidArgument(f"a block of items needs distinct tables and a count >= 1, got {names} and {count}")
+    return number_of_items
 
 
 def _items_header(items: Items, buffers: list[Buffer]) -> dict[str, Any]:
@@ -209,8 +225,8 @@ class StepsHeader:
 class InsertRequestReader:
     """Decodes an `InsertRequest` part by part: how steps look depends on groups that the receiver knows.
 
-    Read in this order: `session`, `groups`, `layouts`, `steps` with `take_column` for each, `items`, `release`,
-    `cancel`. Every method raises `InvalidArgument` for anything malformed.
+    Read in this order: `session`, `groups`, `layouts`, `steps` with `take_column` for each, `items`, `rows`,
+    `release`, `cancel`. Every method raises `InvalidArgument` for anything malformed.
     """
 
     def __init__(self, message: Message) -> None:
@@ -263,9 +279,7 @@ class InsertRequestReader:
         if not isinstance(entry, dict):
             raise InvalidArgument(f"a block of items must be a map, got {entry!r:.60}")
         tables = tuple(texts(entry.get("tables"), "tables"))
-        count = integer(entry.get("count"), "count")
-        if not tables or len(set(tables)) != len(tables) or count < 1:
-            raise InvalidArgument(f"a block of items needs distinct tables and a count >= 1, got {tables} and {count}")
+        count = _count_of(entry.get("count"), tables)
         keys = self.buffers.array(np.uint64, (len(tables), count))
         priorities = self.buffers.array(np.float64, (len(tables), count))
         views = []
@@ -292,6 +306,22 @@ class InsertRequestReader:
             episodes,
             None if entry.get("timeout") is None else number(entry["timeout"], "timeout"),
         )
+
+    def rows(self) -> list[RowBlock]:
+        """Return row blocks; whether their records are as long as they must be is the receiver's to check."""
+        if "rows" not in self._header:
+            return []
+        return [
+            RowBlock(
+                integer(layout, "layout"),
+                integer(seq, "seq"),
+                _count_of(count, tables),
+                tuple(tables),
+                None if timeout is None else number(timeout, "timeout"),
+                self.buffers.bytes(),
+            )
+            for layout, seq, count, tables, timeout in items_of(self._header, "rows", 5)
+        ]
 
     def release(self) -> list[tuple[int, int]]:
         """Return (group, first step still nameable) pairs."""

@@ -22,7 +22,7 @@ from reverb_async.protocol.control_page import LEASE_SLOTS
 from reverb_async.protocol.fields import integer, integers, items_of
 from reverb_async.protocol.inserting import put_column, take_column
 from reverb_async.protocol.message import BufferReader, Message
-from reverb_async.protocol.sampling import SampledBatch, SampledLayout, SampledPiece
+from reverb_async.protocol.sampled import SampledBatch, SampledLayout, SampledPiece
 
 FEATURE = "shared_memory"
 

@@ -52,15 +52,20 @@ class BufferReader:
         wanted = np.dtype(dtype)
         count = 1
         for extent in shape:
+            if extent < 0:
+                count = -1
+                break
             count *= extent
-        if min(shape, default=1) < 0 or buffer.nbytes != count * wanted.itemsize:
+        if count < 0 or buffer.nbytes != count * wanted.itemsize:
             raise InvalidArgument(
                 f"buffer {self._next - 1} has {buffer.nbytes} bytes, {wanted} of shape {list(shape)} needs "
                 f"{count * wanted.itemsize}"
             )
         if buffer.dtype == wanted and buffer.shape == shape:
             return buffer
-        return buffer.reshape(-1).view(np.uint8).view(wanted).reshape(shape)
+        flat = buffer if buffer.dtype == np.uint8 and buffer.ndim == 1 else buffer.reshape(-1).view(np.uint8)
+        typed = flat.view(wanted)
+        return typed if len(shape) == 1 else typed.reshape(shape)
 
     def bytes(self) -> NDArray[np.uint8]:
         """Return the next buffer as bytes, uint8 ``[n]``, whatever its size."""

@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reverb_async.core.gather import Piece
 from reverb_async.core.nest import Path, Structure
 from reverb_async.core.spec import ArraySpec
 from reverb_async.errors import InvalidArgument
 from reverb_async.protocol.fields import integer, items_of, text
-from reverb_async.protocol.inserting import Column, put_column, take_column
+from reverb_async.protocol.inserting import put_column, take_column
 from reverb_async.protocol.message import Buffer, BufferReader, Message
+from reverb_async.protocol.packing import MAX_BATCHES_PER_ENTRY, PackedBatches
+from reverb_async.protocol.sampled import MAX_BATCH_SIZE, SampledBatch, SampledLayout, SampledPiece
+from reverb_async.protocol.unpacking import Unpacker
 from reverb_async.protocol.updating import MAX_KEYS
 
 
@@ -33,12 +35,15 @@ class Subscription:
         batch_size: items per batch.
         columns: paths (or prefixes of paths) of the leaves wanted; None for all.
         partial: a withdrawn batch is answered with what there is, if there is anything.
+        together: batches that one message may carry, in the packed form (see `protocol.packing`); 0: every batch comes
+            in a message of its own, in the plain form.
     """
 
     table: str
     batch_size: int
     columns: list[Path] | None = None
     partial: bool = False
+    together: int = 0
 
 
 @dataclass(slots=True)
@@ -77,6 +82,8 @@ class SampleRequest:
                 "columns": None if wanted.columns is None else [list(path) for path in wanted.columns],
                 "partial": wanted.partial,
             }
+            if wanted.together:
+                header["subscribe"]["together"] = wanted.together
         for name in ("credits", "consumed", "withdraw"):
             if getattr(self, name):
                 header[name] = getattr(self, name)
@@ -127,70 +134,8 @@ def _subscription(entry: Any) -> Subscription:
             if not isinstance(path, list | tuple) or not all(isinstance(name, str | int) for name in path):
                 raise InvalidArgument(f"a column's path must be a list of str and int, got {path!r:.60}")
             columns.append(tuple(path))
-    return Subscription(text(entry.get("table"), "table"), batch_size, columns, bool(entry.get("partial")))
-
-
-MAX_BATCH_SIZE = 65_536
-"""Items in one batch: one synchronous step on the server."""
-
-
-@dataclass(frozen=True, slots=True)
-class SampledLayout:
-    """How the data of some items look; sent once per stream, before the first batch with such items.
-
-    Attributes:
-        id: the stream's number for it.
-        structure: the nest of each item's data.
-        num_views: sequences of rows that leaves are cut from.
-        leaves: (view, squeeze, row spec) per leaf of `structure`.
-    """
-
-    id: int
-    structure: Structure
-    num_views: int
-    leaves: tuple[tuple[int, bool, ArraySpec], ...]
-
-
-@dataclass(slots=True)
-class SampledPiece:
-    """The items of one layout in a batch: see `core.gather.Piece`, whose fields these are."""
-
-    layout: SampledLayout
-    positions: NDArray[np.int64] | None
-    lengths: list[int | NDArray[np.int64]]
-    columns: list[Column]
-
-    @classmethod
-    def of(cls, layout: SampledLayout, piece: Piece) -> SampledPiece:
-        """Return a gathered piece under the stream's name for its layout."""
-        return cls(layout, piece.positions, piece.lengths, list(piece.columns))
-
-
-@dataclass(slots=True)
-class SampledBatch:
-    """One batch.
-
-    Attributes:
-        seq: the batch's number.
-        keys: uint64 ``[n]``.
-        probabilities: float64 ``[n]``.
-        priorities: float64 ``[n]``.
-        times_sampled: int32 ``[n]``.
-        table_sizes: int64 ``[n]``.
-        inserted_at: float64 ``[n]``, seconds since the epoch.
-        rate_limited: the batch had to wait for the rate limiter.
-        pieces: the data, by layout.
-    """
-
-    seq: int
-    keys: NDArray[np.uint64]
-    probabilities: NDArray[np.float64]
-    priorities: NDArray[np.float64]
-    times_sampled: NDArray[np.int32]
-    table_sizes: NDArray[np.int64]
-    inserted_at: NDArray[np.float64]
-    rate_limited: bool
-    pieces: list[SampledPiece]
+    together = min(integer(entry.get("together", 0), "together"), MAX_BATCHES_PER_ENTRY)
+    return Subscription(text(entry.get("table"), "table"), batch_size, columns, bool(entry.get("partial")), together)
 
 
 @dataclass(slots=True)
@@ -199,7 +144,8 @@ class SampleResponse:
 
     Attributes:
         layouts: declarations, before they are used.
-        batches: in the order of their numbers.
+        batches: in the order of their numbers, in the plain form; a reader puts those of `packed` here, too.
+        packed: the same in the packed form.
         failed: (number, `ReplayError.to_map`) of batches that were withdrawn and could not be filled.
         waiting: why a batch still waits; sent when a wait gets long.
     """
@@ -208,6 +154,7 @@ class SampleResponse:
     batches: Sequence[SampledBatch] = ()
     failed: Sequence[tuple[int, dict[str, Any]]] = ()
     waiting: str | None = None
+    packed: Sequence[PackedBatches] = ()
 
     def to_message(self) -> Message:
         """Encode."""
@@ -225,6 +172,8 @@ class SampleResponse:
             ]
         if self.batches:
             header["batches"] = [_batch_header(batch, buffers) for batch in self.batches]
+        if self.packed:
+            header["packed"] = [packed.to_header(buffers) for packed in self.packed]
         if self.failed:
             header["failed"] = [list(pair) for pair in self.failed]
         if self.waiting is not None:
@@ -259,6 +208,10 @@ class SampleResponseReader:
     """Decodes `SampleResponse` messages of one stream; remembers the layouts they declare."""
 
     _layouts: dict[int, SampledLayout] = field(default_factory=dict)
+    _unpacker: Unpacker = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._unpacker = Unpacker(self._layouts)
 
     @property
     def layouts(self) -> Mapping[int, SampledLayout]:
@@ -276,8 +229,14 @@ class SampleResponseReader:
             layout = SampledLayout(
                 integer(entry[0], "layout"), Structure.from_wire(entry[1]), integer(entry[2], "views"), leaves
             )
+            if layout.id in self._layouts:
+                raise InvalidArgument(f"layout {layout.id} is declared twice")
+            if any(view >= layout.num_views for view, _, _ in leaves):
+                raise InvalidArgument(f"layout {layout.id} has {layout.num_views} views, a leaf names another")
             self._layouts[layout.id] = layout
         batches = [self._batch(entry, reader) for entry in items_of(header, "batches", 4)]
+        for entry in items_of(header, "packed", 5):
+            batches += self._unpacker.read(entry, reader)
         failed = [(integer(seq, "seq"), error) for seq, error in items_of(header, "failed", 2)]
         waiting = header.get("waiting")
         return SampleResponse((), batches, failed, None if waiting is None else text(waiting, "waiting"))

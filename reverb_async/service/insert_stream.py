@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from reverb_async.core.item import ItemBlock, ItemLayout, Leaf
 from reverb_async.core.runs import Runs
-from reverb_async.core.spec import check_values
+from reverb_async.core.storage import RowStore
 from reverb_async.errors import InvalidArgument, ReplayError, Unavailable
 from reverb_async.protocol.inserting import (
     InsertRequestReader,
@@ -18,14 +18,15 @@ from reverb_async.protocol.inserting import (
     Items,
     Layout,
     Refusal,
-    take_column,
 )
 from reverb_async.protocol.message import Duplex, Message
+from reverb_async.protocol.rows import RecordFormat, RowBlock
 from reverb_async.replay import Replay
+from reverb_async.service.row_intake import Arrival, RowIntake
 from reverb_async.service.step_rows import StepRows
 from reverb_async.service.tasks import first_error
 from reverb_async.sessions import Session
-from reverb_async.table import RowInsertion, Table
+from reverb_async.table import RowInsertion, Table, insert_now
 from reverb_async.waiting import Deadline
 
 MAX_WAITING_ITEMS = 65_536
@@ -45,19 +46,25 @@ _SLICE_STEPS = 65_536
 class InsertStream:
     """One stream of one writer's session.
 
-    Messages are worked off one after the other, each in one synchronous step; items that have to wait become tasks of
-    the stream, so that a full table holds up neither other tables nor the withdrawal of the waiting items.
+    Messages are worked off one after the other, each in one synchronous step, and answered before the next is read;
+    items that have to wait become tasks of the stream, so that a full table holds up neither other tables nor the
+    withdrawal of the waiting items.
     """
 
-    def __init__(self, replay: Replay, duplex: Duplex) -> None:
+    def __init__(self, replay: Replay, intake: RowIntake, duplex: Duplex) -> None:
         self._replay = replay
+        self._intake = intake
         self._duplex = duplex
         self._groups: dict[int, StepRows] = {}
         self._layouts: dict[int, tuple[ItemLayout, tuple[int, ...]]] = {}
+        self._formats: dict[tuple[int, int], RecordFormat] = {}
+        self._row_stores: set[RowStore] = set()
         self._waiting: dict[int, _WaitingItems] = {}
         self._num_waiting = 0
         self._outbox = InsertResponse()
         self._something_to_send = asyncio.Event()
+        self._is_working = False
+        self._is_sending = False
         self._room = asyncio.Event()
         self._next_seq = 1
         self._task: asyncio.Task[None] | None = None
@@ -65,6 +72,7 @@ class InsertStream:
         self._superseded = False
         self._ended = asyncio.Event()
         self._session: Session
+        self._tasks: asyncio.TaskGroup
 
     async def run(self) -> None:
         """Serve the stream until its client ends it or vanishes; what waits then is withdrawn."""
@@ -79,10 +87,15 @@ class InsertStream:
         self._replay.count_writers(1)
         try:
             self._greet()
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._send_answers())
+            async with asyncio.TaskGroup() as self._tasks:
+                self._tasks.create_task(self._send_answers())
                 while message is not None:
-                    self._work_off(message, tasks)
+                    self._is_working = True
+                    arrived = self._work_off(message)
+                    if arrived is not None:
+                        await arrived
+                    self._is_working = False
+                    await self._answer()
                     await self._wait_for_room()
                     message = await self._duplex.receive()
                 for items in list(self._waiting.values()):
@@ -113,9 +126,9 @@ class InsertStream:
         self._outbox.applied = session.beyond()
         self._outbox.refused = list(session.refusals)
         self._next_seq = session.applied_through + 1
-        self._something_to_send.set()
 
-    def _work_off(self, message: Message, tasks: asyncio.TaskGroup) -> None:
+    def _work_off(self, message: Message) -> asyncio.Future[None] | None:
+        """Do what a message asks for; returns what is done when all of it is, None if it is."""
         request = InsertRequestReader(message)
         for group in request.groups():
             if group.id in self._groups or len(self._groups) >= MAX_DECLARATIONS:
@@ -125,19 +138,16 @@ class InsertStream:
             self._declare(layout)
         for steps in request.steps():
             rows = self._group(steps.group)
-            columns = [take_column(request.buffers, spec, steps.count) for spec in rows.store.specs]
-            for column in columns:
-                if isinstance(column, np.ndarray):
-                    check_values(column, f"a column of group {steps.group}")
+            columns = rows.read(request.buffers, steps.count)
             if steps.count:
                 rows.add(steps.first, steps.count, columns)
-        for items in request.items():
-            self._take_items(items, tasks)
+        done = self._take_blocks(request.items(), request.rows())
         for group_id, step in request.release():
             self._group(group_id).release(step)
         for seq in request.cancel():
             if seq in self._waiting:
                 self._waiting[seq].deadline.expire()
+        return done
 
     def _group(self, group_id: int) -> StepRows:
         try:
@@ -159,28 +169,76 @@ class InsertStream:
 
     # -- items --------------------------------------------------------------------------------------------------------
 
-    def _take_items(self, items: Items, tasks: asyncio.TaskGroup) -> None:
+    def _take_blocks(self, items: list[Items], rows: list[RowBlock]) -> asyncio.Future[None] | None:
+        """Take items and rows in the order of their numbers; rows alone may be inserted together with others'."""
+        if not items:
+            return self._intake.add([self._arrival(block) for block in rows]) if rows else None
+        blocks: list[Items | RowBlock] = [*items, *rows]
+        for block in sorted(blocks, key=lambda block: block.seq):
+            if isinstance(block, RowBlock):
+                self._intake.insert([self._arrival(block)])
+            else:
+                self._take_items(block)
+        return None
+
+    def _arrival(self, block: RowBlock) -> Arrival:
+        self._number(block.seq, block.count)
+        form = self._formats.get((block.layout, len(block.tables))) or self._open_rows(block.layout, len(block.tables))
+        if block.records.nbytes != block.count * form.dtype.itemsize:
+            raise InvalidArgument(
+                f"{block.count} rows of {form.dtype.itemsize} bytes each cannot come as {block.records.nbytes} bytes"
+            )
+        return Arrival(self, self._layouts[block.layout][0], form, block)
+
+    def _open_rows(self, layout_id: int, num_tables: int) -> RecordFormat:
+        """Find out how the rows of a layout come as records."""
+        if layout_id not in self._layouts:
+            raise InvalidArgument(f"layout {layout_id} was not declared on this stream")
+        layout = self._layouts[layout_id][0]
+        store = layout.stores[0]
+        form = None
+        if len(layout.stores) == 1 and all(leaf.squeeze for leaf in layout.leaves):
+            form = RecordFormat.of(store.specs, num_tables)
+        if form is None:
+            raise InvalidArgument(f"layout {layout_id} for {num_tables} tables does not make rows that come as records")
+        if store not in self._row_stores:
+            self._row_stores.add(store)
+            self._intake.open(store)
+        self._formats[layout_id, num_tables] = form
+        return form
+
+    def _take_items(self, items: Items) -> None:
         count = items.keys.shape[1]
-        if count > MAX_ITEMS_PER_BLOCK:
-            raise InvalidArgument(f"a block has {count} items; at most {MAX_ITEMS_PER_BLOCK} can be in one: cut it up")
-        if items.seq < self._next_seq:
-            raise InvalidArgument(f"item {items.seq} was sent before: the next one of this session is {self._next_seq}")
-        self._session.check_new(items.seq, count)
-        self._next_seq = items.seq + count
+        self._number(items.seq, count)
         try:
             tables = [self._replay.table(name) for name in items.tables]
             blocks = self._blocks(items)
         except ReplayError as error:
-            self._refuse(items.seq, count, error)
+            self.refuse(items.seq, count, error)
+            return
+        self.insert(tables, blocks, items.seq, items.timeout)
+
+    def _number(self, seq: int, count: int) -> None:
+        """Refuse a block that is too long, or whose numbers were used before."""
+        if count > MAX_ITEMS_PER_BLOCK:
+            raise InvalidArgument(f"a block has {count} items; at most {MAX_ITEMS_PER_BLOCK} can be in one: cut it up")
+        if seq < self._next_seq:
+            raise InvalidArgument(f"item {seq} was sent before: the next one of this session is {self._next_seq}")
+        self._session.check_new(seq, count)
+        self._next_seq = seq + count
+
+    def insert(self, tables: Sequence[Table], blocks: Sequence[ItemBlock], seq: int, timeout: float | None) -> None:
+        """Insert what the tables accept and admit of items, numbered from `seq`; what they admit later waits."""
+        count = len(blocks[0])
+        if insert_now(tables, blocks):
+            self.acknowledge(seq, count)
             return
         start = 0
         for stop, refused in _acceptable(tables, blocks):
             if stop > start:
-                self._insert(
-                    tables, [block.part(start, stop) for block in blocks], items.seq + start, items.timeout, tasks
-                )
+                self._insert(tables, [block.part(start, stop) for block in blocks], seq + start, timeout)
             if refused is not None:
-                self._refuse(items.seq + stop, 1, refused)
+                self.refuse(seq + stop, 1, refused)
             start = stop + 1
 
     def _blocks(self, items: Items) -> list[ItemBlock]:
@@ -222,9 +280,7 @@ class InsertStream:
         numbered: NDArray[np.int64] = episodes + (self._session.number << 31)
         return numbered
 
-    def _insert(
-        self, tables: list[Table], blocks: list[ItemBlock], seq: int, timeout: float | None, tasks: asyncio.TaskGroup
-    ) -> None:
+    def _insert(self, tables: Sequence[Table], blocks: list[ItemBlock], seq: int, timeout: float | None) -> None:
         """Insert what is admitted at once; the rest waits in a task of its own."""
         items = _WaitingItems(self, seq, blocks[0], Deadline(timeout))
         insertion = RowInsertion(tables, blocks, items.admitted)
@@ -233,7 +289,7 @@ class InsertStream:
         items.pin()
         self._waiting[seq] = items
         self._num_waiting += len(items.block)
-        items.task = tasks.create_task(self._insert_later(insertion, items))
+        items.task = self._tasks.create_task(self._insert_later(insertion, items))
 
         def done(_: asyncio.Task[None]) -> None:
             insertion.leave()
@@ -248,13 +304,14 @@ class InsertStream:
         try:
             await insertion.wait(items.deadline, self._tell)
         except ReplayError as error:
-            self._refuse(items.seq, items.remaining, error)
+            self.refuse(items.seq, items.remaining, error)
 
-    def _refuse(self, seq: int, count: int, error: ReplayError) -> None:
+    def refuse(self, seq: int, count: int, error: ReplayError) -> None:
+        """Note that items never will be in."""
         refusal = Refusal(seq, count, error.to_map())
         self._session.refuse(refusal)
         self._outbox.refused.append(refusal)
-        self._something_to_send.set()
+        self._announce()
 
     def acknowledge(self, seq: int, count: int) -> None:
         """Note, in the step that inserted them, that items are in."""
@@ -264,23 +321,38 @@ class InsertStream:
             acks[-1] = (acks[-1][0], acks[-1][1] + count)
         else:
             acks.append((seq, count))
-        self._something_to_send.set()
+        self._announce()
 
     # -- answers ------------------------------------------------------------------------------------------------------
 
     def _tell(self, reason: str) -> None:
         self._outbox.waiting = reason
-        self._something_to_send.set()
+        self._announce()
+
+    def _announce(self) -> None:
+        """Have the outbox sent: by whoever is working off a message, when that is done, or else soon."""
+        if not self._is_working:
+            self._something_to_send.set()
 
     async def _send_answers(self) -> None:
+        """Send what there is to say while no message is worked off."""
         while not self._client_ended or self._something_to_send.is_set():
             await self._something_to_send.wait()
             self._something_to_send.clear()
-            answer, self._outbox = self._outbox, InsertResponse()
-            message = answer.to_message()
-            if message.header:
+            await self._answer()
+
+    async def _answer(self) -> None:
+        """Send the outbox, unless somebody is just at it, who then sends what came meanwhile as well."""
+        if self._is_sending:
+            return
+        self._is_sending = True
+        try:
+            while (message := self._outbox.to_message()).header:
+                self._outbox = InsertResponse()
                 await self._duplex.send(message)
-            self._room.set()
+                self._room.set()
+        finally:
+            self._is_sending = False
 
     async def _wait_for_room(self) -> None:
         """Stop reading while too many items wait, or the client does not take its answers."""
@@ -297,6 +369,8 @@ class InsertStream:
         # An exception's traceback may keep this stream alive for a while; the stores must not wait for that.
         self._groups.clear()
         self._layouts.clear()
+        while self._row_stores:
+            self._intake.close(self._row_stores.pop())
 
         def next_slice() -> None:
             while groups:

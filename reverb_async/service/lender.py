@@ -12,7 +12,7 @@ from reverb_async.core.item import ItemLayout
 from reverb_async.core.storage import RowStore
 from reverb_async.errors import InvalidArgument
 from reverb_async.protocol.lending import Lending, LentBatch, LentStore, Place, Places, Returned, Rows
-from reverb_async.protocol.sampling import SampledBatch, SampledLayout, SampledPiece
+from reverb_async.protocol.sampled import SampledBatch, SampledLayout, SampledPiece
 from reverb_async.service.leases import Lease, Leases
 
 MIN_LENT_BYTES = 64 << 10
@@ -62,6 +62,10 @@ class Lender:
         """End the leases of batches up to this number."""
         while self._lent and self._lent[0][0] <= seq:
             self._leases.end(self._lent.popleft()[1])
+
+    def wants(self, nbytes: int) -> bool:
+        """Whether a batch of about so many bytes should be drawn for itself, because it will probably be lent."""
+        return self._is_trusted and not self._over_wire and nbytes >= MIN_LENT_BYTES
 
     def lend(self, seq: int, draw: Draw, plan: GatherPlan, declared: list[Declared]) -> Lending | None:
         """Lend a fresh draw's rows; None if they must be gathered here.

@@ -4,40 +4,30 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from reverb_async.core.draw import Draw
-from reverb_async.core.gather import GatherPlan, Piece
-from reverb_async.core.item import ItemLayout
-from reverb_async.core.nest import Path, Structure
 from reverb_async.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted
 from reverb_async.protocol.lending import Lending, Returned
 from reverb_async.protocol.message import Duplex
-from reverb_async.protocol.sampling import (
-    SampledBatch,
-    SampledLayout,
-    SampledPiece,
-    SampleRequest,
-    SampleResponse,
-    Subscription,
-)
+from reverb_async.protocol.sampling import SampleRequest, SampleResponse, Subscription
 from reverb_async.replay import Replay
 from reverb_async.service.leases import Leases
 from reverb_async.service.lender import Lender
+from reverb_async.service.sample_answers import MAX_INLINE_GATHER_BYTES, Drawn, SampleAnswers
 from reverb_async.service.tasks import first_error
 from reverb_async.table import Table
 from reverb_async.waiting import Deadline
 
-MAX_INLINE_GATHER_BYTES = 4 << 20
-"""Larger gathers run in a thread: a 144 MB gather on the loop would stall it for 39 ms."""
-
 MAX_UNCONSUMED_BATCHES = 4096
 """Batches a client may hold without acknowledging them."""
 
-MAX_SAMPLED_LAYOUTS = 4096
-"""Distinct item layouts that one stream may meet."""
+MAX_TOGETHER_BYTES = 256 << 10
+MAX_TOGETHER_ITEMS = 8192
+"""Beyond either, batches go into messages of their own: what a message costs does not count any more, and who keeps one
+of its batches keeps the memory of all."""
 
 _FAREWELL_S = 2.0
 
@@ -56,12 +46,11 @@ class SampleStream:
         self._withdrawn = 0
         self._deadline: Deadline | None = None
         self._ending = False
-        self._layouts: dict[ItemLayout, tuple[SampledLayout, list[int]]] = {}
-        self._undeclared: list[SampledLayout] = []
         self._notices: set[asyncio.Task[None]] = set()
         self._sending = asyncio.Lock()
         self._table: Table
         self._wanted: Subscription
+        self._answers: SampleAnswers
 
     async def run(self) -> None:
         """Serve the stream until its client ends it or vanishes; hand back what it did not consume."""
@@ -72,6 +61,7 @@ class SampleStream:
         if request.subscribe is None:
             raise InvalidArgument("the first message of a Sample stream must subscribe to a table")
         self._wanted = request.subscribe
+        self._answers = SampleAnswers(self._wanted)
         self._table = self._replay.table(self._wanted.table)
         self._table.num_samplers += 1
         try:
@@ -146,75 +136,74 @@ class SampleStream:
                 return
             if len(self._unconsumed) >= MAX_UNCONSUMED_BATCHES:
                 raise ResourceExhausted(f"{len(self._unconsumed)} batches were sent and not acknowledged")
-            self._credits -= 1
-            self._seq += 1
-            self._deadline = Deadline(0 if self._seq <= self._withdrawn else None)
-            try:
-                draw = await self._table.sample(
-                    self._wanted.batch_size, deadline=self._deadline, partial=self._wanted.partial, notice=tell
-                )
-            except DeadlineExceeded as error:
-                await self._send(SampleResponse(failed=[(self._seq, error.to_map())]))
-                continue
-            finally:
-                self._deadline = None
-            plan = self._table.plan(draw)
-            self._unconsumed.append((self._seq, draw))
-            lending = self._lender.lend(self._seq, draw, plan, [self._declared(layout) for layout in plan.layouts])
-            if lending is not None:
-                await self._send(SampleResponse(self._declarations()), lending)
+            drawn = self._draw_now()
+            if not drawn:
+                try:
+                    drawn = [await self._draw_waiting(tell)]
+                except DeadlineExceeded as error:
+                    await self._send(SampleResponse(failed=[(self._seq, error.to_map())]))
+                    continue
+            lent = self._lend(drawn)
+            if lent is not None:
+                await self._send(*lent)
             else:
-                pieces = await self._gather(plan)
-                await self._send(self._response(draw, pieces, plan.layouts))
+                await self._send(await self._answers.response(drawn))
             # Neither drawing nor sending is certain to suspend; without this a fast stream would starve all others.
             await asyncio.sleep(0)
 
-    async def _gather(self, plan: GatherPlan) -> list[Piece]:
-        """Copy the rows, in a thread when there are many."""
-        wanted = [self._declared(layout)[1] for layout in plan.layouts]
-        if plan.nbytes <= MAX_INLINE_GATHER_BYTES:
-            return plan.run(wanted)
-        plan.pin()
-        gathering = asyncio.get_running_loop().run_in_executor(None, plan.run, wanted)
-        gathering.add_done_callback(lambda _: plan.unpin())
-        return await asyncio.shield(gathering)  # When this stream is cancelled, the thread still reads the rows.
+    def _draw_now(self) -> list[Drawn]:
+        """Draw for as many credits as go into one message; nothing if the first of them has to wait."""
+        table, size = self._table, self._wanted.batch_size
+        draw = table.sample_now(size, self._most_together())
+        if draw is None:
+            return []
+        plan = table.plan(draw)
+        count = len(draw) // size
+        if count > 1 and plan.nbytes > MAX_INLINE_GATHER_BYTES:  # These items are far larger than the table's others.
+            table.hand_back(draw.part(size, len(draw)))
+            draw, count = draw.part(0, size), 1
+            plan = table.plan(draw)
+        first = self._seq + 1
+        self._credits -= count
+        self._seq += count
+        batches = [draw.part(start, start + size) for start in range(0, len(draw), size)]
+        self._unconsumed.extend(enumerate(batches, first))
+        if count == 1 or len(plan.parts) == 1:
+            return [Drawn(first, count, draw, plan)]
+        return [Drawn(first + at, 1, batch, table.plan(batch)) for at, batch in enumerate(batches)]
 
-    def _declared(self, layout: ItemLayout) -> tuple[SampledLayout, list[int]]:
-        """Return the stream's name for a layout and the leaves wanted of it."""
-        known = self._layouts.get(layout)
-        if known is None:
-            if len(self._layouts) >= MAX_SAMPLED_LAYOUTS:
-                raise ResourceExhausted(f"the items of this stream have more than {MAX_SAMPLED_LAYOUTS} layouts")
-            structure, leaves = _selected(layout, self._wanted.columns)
-            chosen = [layout.leaves[at] for at in leaves]
-            sampled = SampledLayout(
-                len(self._layouts),
-                structure,
-                len(layout.stores),
-                tuple((leaf.view, leaf.squeeze, layout.row_spec(leaf)) for leaf in chosen),
+    def _most_together(self) -> int:
+        """Return how many batches the next message may carry, as far as one can tell before they are drawn."""
+        size, state = self._wanted.batch_size, self._table.state
+        most = min(self._wanted.together, self._credits, MAX_UNCONSUMED_BATCHES - len(self._unconsumed))
+        if most <= 1:
+            return 1
+        nbytes = size * state.nbytes // max(1, state.size)
+        if self._lender.wants(nbytes):
+            return 1
+        return max(1, min(most, MAX_TOGETHER_ITEMS // size, MAX_TOGETHER_BYTES // max(1, nbytes)))
+
+    def _lend(self, drawn: list[Drawn]) -> tuple[SampleResponse, Lending] | None:
+        """Let the client copy a fresh draw's rows by itself; None if that does not pay or is not allowed."""
+        if len(drawn) > 1 or drawn[0].count > 1:
+            return None
+        declared = [self._answers.declared(part.layout) for part in drawn[0].plan.parts]
+        lending = self._lender.lend(drawn[0].seq, drawn[0].draw, drawn[0].plan, declared)
+        return None if lending is None else (SampleResponse(self._answers.declarations()), lending)
+
+    async def _draw_waiting(self, tell: Callable[[str], None]) -> Drawn:
+        """Draw one batch, waiting for the rate limiter until the client withdraws it."""
+        self._credits -= 1
+        self._seq += 1
+        self._deadline = Deadline(0 if self._seq <= self._withdrawn else None)
+        try:
+            draw = await self._table.sample(
+                self._wanted.batch_size, deadline=self._deadline, partial=self._wanted.partial, notice=tell
             )
-            known = self._layouts[layout] = (sampled, leaves)
-            self._undeclared.append(sampled)
-        return known
-
-    def _declarations(self) -> list[SampledLayout]:
-        """Return the layouts the client was not told about yet."""
-        declared, self._undeclared = self._undeclared, []
-        return declared
-
-    def _response(self, draw: Draw, pieces: list[Piece], layouts: Sequence[ItemLayout]) -> SampleResponse:
-        batch = SampledBatch(
-            self._seq,
-            draw.keys,
-            draw.probabilities,
-            draw.priorities,
-            draw.times_sampled,
-            draw.table_sizes,
-            draw.inserted_at,
-            draw.rate_limited,
-            [SampledPiece.of(self._declared(layout)[0], piece) for layout, piece in zip(layouts, pieces, strict=True)],
-        )
-        return SampleResponse(self._declarations(), [batch])
+        finally:
+            self._deadline = None
+        self._unconsumed.append((self._seq, draw))
+        return Drawn(self._seq, 1, draw, self._table.plan(draw))
 
     async def _send(self, response: SampleResponse, lending: Lending | None = None) -> None:
         async with self._sending:
@@ -222,9 +211,3 @@ class SampleStream:
             if lending is not None:
                 lending.put(message)
             await self._duplex.send(message)
-
-
-def _selected(layout: ItemLayout, columns: list[Path] | None) -> tuple[Structure, list[int]]:
-    if columns is None:
-        return layout.structure, list(range(len(layout.leaves)))
-    return layout.structure.select(columns)

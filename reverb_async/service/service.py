@@ -18,6 +18,7 @@ from reverb_async.protocol.updating import MAX_KEYS
 from reverb_async.replay import Replay
 from reverb_async.service.insert_stream import InsertStream
 from reverb_async.service.leases import Leases
+from reverb_async.service.row_intake import RowIntake
 from reverb_async.service.sample_stream import SampleStream
 from reverb_async.service.update_stream import serve_updates
 
@@ -31,6 +32,7 @@ class ReplayService:
         self.replay = replay
         self.leases = Leases.of_this_process()
         """What clients on this host may read in our memory."""
+        self._intake = RowIntake(replay)
         self._max_message_bytes = max_message_bytes
         self.closing = False
         """The server is stopping: streams that end now end because of that."""
@@ -54,7 +56,7 @@ class ReplayService:
 
     async def insert(self, duplex: Duplex) -> None:
         """Serve an Insert stream to its end."""
-        await InsertStream(self.replay, duplex).run()
+        await InsertStream(self.replay, self._intake, duplex).run()
 
     async def sample(self, duplex: Duplex) -> None:
         """Serve a Sample stream to its end."""

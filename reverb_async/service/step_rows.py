@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from reverb_async.core.runs import Rows, Runs, join
+from reverb_async.core.spec import check_values
 from reverb_async.core.storage import RowCursor, RowStore
 from reverb_async.errors import InvalidArgument, ResourceExhausted
-from reverb_async.protocol.inserting import Column, Segments
+from reverb_async.protocol.inserting import Column, Segments, take_column
+from reverb_async.protocol.message import BufferReader
 
 MAX_OPEN_STEPS = 1 << 22
 """Steps a client may keep nameable in one group."""
@@ -31,6 +33,20 @@ class StepRows:
         self._base = 0
         self._end = 0
         self._rows = np.full(64, -1, np.int64)
+        self._unsafe = [spec.dtype.kind in "bU" and not spec.is_variable for spec in store.specs]
+
+    def read(self, buffers: BufferReader, count: int) -> list[Column]:
+        """Take the columns of `count` steps from a message.
+
+        Raises:
+            InvalidArgument: they are not there, or hold bytes that are no values.
+        """
+        columns = [take_column(buffers, spec, count) for spec in self.store.specs]
+        for column, is_unsafe in zip(columns, self._unsafe, strict=True):
+            if is_unsafe:
+                assert isinstance(column, np.ndarray)
+                check_values(column, "a column of steps")
+        return columns
 
     def add(self, first: int, count: int, columns: list[Column]) -> None:
         """Store steps ``[first, first + count)``.
@@ -99,13 +115,17 @@ class StepRows:
         return self._checked(ranges)
 
     def _find_equal(self, first: Rows, length: int) -> Runs:
+        if length == 1:
+            alone = self._rows[first]
+            if int(alone.min()) < 0:
+                raise InvalidArgument("an item names steps that were not sent")
+            return Runs.of_rows(alone)
         rows = self._rows[first[:, None] + np.arange(length)]
         if int(rows.min()) < 0:
             raise InvalidArgument("an item names steps that were not sent")
         runs = Runs(rows[:, 0].copy(), np.full(len(rows), length))
-        if length > 1:
-            for at in np.flatnonzero((np.diff(rows, axis=1) != 1).any(axis=1)).tolist():
-                runs.pieces[at] = join([rows[at]]).pieces[0]
+        for at in np.flatnonzero((np.diff(rows, axis=1) != 1).any(axis=1)).tolist():
+            runs.pieces[at] = join([rows[at]]).pieces[0]
         return runs
 
     @staticmethod

@@ -6,7 +6,7 @@ per queue. On a server, waiting for a table happens in this package and nowhere 
 synchronous step.
 """
 
-from reverb_async.table.insertion import RowInsertion
+from reverb_async.table.insertion import RowInsertion, insert_now
 from reverb_async.table.table import Table
 
-__all__ = ["RowInsertion", "Table"]
+__all__ = ["RowInsertion", "Table", "insert_now"]

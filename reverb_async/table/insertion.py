@@ -7,9 +7,29 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack
 
 from reverb_async.core.item import ItemBlock
-from reverb_async.errors import RateLimiterTimeout
+from reverb_async.errors import RateLimiterTimeout, ReplayError
 from reverb_async.table.table import Notice, Table
 from reverb_async.waiting import Deadline, reported
+
+
+def insert_now(tables: Sequence[Table], blocks: Sequence[ItemBlock]) -> bool:
+    """Insert rows, one block per table, if nobody waits before them and the tables accept and admit all of them.
+
+    Returns:
+        Whether they are in; otherwise nothing has changed.
+    """
+    count = len(blocks[0])
+    for table, block in zip(tables, blocks, strict=True):
+        if len(table.inserters) or count > table.state.max_insert or table.state.admitted_inserts(count) < count:
+            return False
+        try:
+            table.raise_if_closed()
+            table.check(block)
+        except ReplayError:
+            return False
+    for table, block in zip(tables, blocks, strict=True):
+        table.insert_now(block)
+    return True
 
 
 class RowInsertion:

@@ -263,6 +263,34 @@ class Table:
         self._wake_inserters()
         return draw
 
+    def sample_now(self, n: int, most: int) -> Draw | None:
+        """Draw up to `most` times `n` items in one step, as calls of `sample` would do one after the other.
+
+        Every `n` of them may be acknowledged or handed back for themselves (`Draw.part`).
+
+        Returns:
+            A multiple of `n` items, the first n being the first call's and so on; None if the first call had to wait.
+
+        Raises:
+            TableClosed: the table was closed.
+        """
+        self.raise_if_closed()
+        if len(self._samplers):
+            return None
+        calls = self.state.admitted_samples(n * most) // n
+        if not calls:
+            return None
+        draw = self.state.draw(calls * n)
+        whole = len(draw) - len(draw) % n
+        if whole < len(draw):  # `max_times_sampled` has emptied the table; the call that comes last has to wait.
+            self.state.hand_back(draw.part(whole, len(draw)))
+            draw = draw.part(0, whole)
+        if not whole:
+            return None
+        self.sampled.count(whole)
+        self._wake_inserters()
+        return draw
+
     async def _wait_for_samples(
         self, request: SampleRequest, deadline: Deadline, partial: bool, notice: Notice | None
     ) -> None:

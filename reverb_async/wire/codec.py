@@ -40,6 +40,10 @@ def _padding(distance: int) -> bytes:
 _PADDINGS = [_padding(distance) for distance in range(ALIGNMENT)]
 
 
+Body = bytes | NDArray[np.uint8]
+"""A received message: bytes, or a writable, 64-byte aligned array that belongs to whoever has it."""
+
+
 class Encoded(NamedTuple):
     """A message as the chunks that make it up when joined.
 
@@ -87,13 +91,14 @@ def encode(message: Message) -> Encoded:
     return Encoded(chunks, position)
 
 
-def decode(data: bytes | bytearray | memoryview, *, owned: bool = False) -> Message:
+def decode(data: bytes | bytearray | memoryview | NDArray[np.uint8], *, owned: bool = False) -> Message:
     """Decode a message whose buffers become uint8 arrays ``[n]``, each 64-byte aligned in memory or viewing `data`.
 
     Args:
-        data: one whole message.
-        owned: copy the message once into memory of its own, so that buffers are writable and aligned; otherwise they
-            view `data`, read-only, and are as aligned as `data` is (one that lies askew in the message is copied).
+        data: one whole message; an array, which must be writable and 64-byte aligned, is taken over.
+        owned: buffers are writable and aligned: they view the array that was taken over, or a copy of `data`.
+            Otherwise they view `data`, read-only, and are as aligned as `data` is (one that lies askew in the message
+            is copied).
 
     Raises:
         InvalidArgument: `data` is not a well-formed `Frame`.
@@ -101,13 +106,20 @@ def decode(data: bytes | bytearray | memoryview, *, owned: bool = False) -> Mess
     size = len(data)
     if not size:
         raise InvalidArgument("an empty message")
-    whole: NDArray[np.uint8] = np.frombuffer(data, np.uint8)
-    if owned:
-        received = whole
+    whole: NDArray[np.uint8]
+    if isinstance(data, np.ndarray):
+        whole = data
+        data = data.data
+        if not owned:
+            whole = whole[:]
+            whole.flags.writeable = False
+    elif owned:
         whole = aligned_bytes(size)
-        whole[...] = received
-    elif whole.flags.writeable:
-        whole.flags.writeable = False
+        whole[...] = np.frombuffer(data, np.uint8)
+    else:
+        whole = np.frombuffer(data, np.uint8)
+        if whole.flags.writeable:
+            whole.flags.writeable = False
     header: bytes | bytearray | memoryview | None = None
     buffers: list[NDArray[Any]] = []
     position = 0

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import grpclib.server
 
 from reverb_async.errors import Unavailable
 from reverb_async.protocol.message import Message
-from reverb_async.wire.generated.reverb_async.v1 import Frame
-from reverb_async.wire.http2 import Call, ReplayChannel, abort_server_stream
-from reverb_async.wire.parts import MAX_UNIT_BYTES, Assembler, split
+from reverb_async.wire.codec import Body, decode, encode
+from reverb_async.wire.http2 import Call, ReplayChannel, abort_server_stream, transport_of
+from reverb_async.wire.parts import MAX_UNIT_BYTES, PART_BYTES, Assembler, split
 from reverb_async.wire.status import TRANSPORT_ERRORS, cause_of, from_grpc_error, status_as_errors
 
 
@@ -22,24 +20,37 @@ class _GrpcDuplex(abc.ABC):
 
     Args:
         peer: who is at the other end, for messages.
-        max_unit_bytes: the longest message that may come in parts.
+        assembler: puts messages that come in parts together.
     """
 
-    def __init__(self, peer: str, max_unit_bytes: int) -> None:
+    _owned: bool
+    """Whether received buffers are writable."""
+
+    def __init__(self, peer: str, assembler: Assembler) -> None:
         self._peer = peer
-        self._assembler = Assembler(max_unit_bytes)
+        self._assembler = assembler
         self._aborted = False
 
     async def send(self, message: Message) -> None:
         """Hand a message over; waits while the peer's window is full.
 
+        Its buffers must not change afterwards: the transport may still hold them. A cancelled call that has sent a part
+        of the message breaks the stream.
+
         Raises:
             Unavailable: the peer is gone.
             ReplayError: the peer has ended the call with this error.
         """
-        with self._translating():
-            for part in split(message):
-                await self._send_part(part)
+        self._check_open()
+        try:
+            if message.nbytes <= PART_BYTES:
+                await self._send_part(message)
+            else:
+                for part in split(message):
+                    await self._send_part(part)
+        except TRANSPORT_ERRORS as error:
+            self._check_open()
+            raise from_grpc_error(error, self._peer) from cause_of(error)
 
     async def receive(self) -> Message | None:
         """Return the next message, None once the peer has ended its side with success.
@@ -51,43 +62,45 @@ class _GrpcDuplex(abc.ABC):
             ReplayError: the peer has ended the call with this error.
         """
         while True:
-            with self._translating():
-                part = await self._receive_part()
             self._check_open()
-            if part is None:
+            try:
+                body = await self._receive_part()
+            except TRANSPORT_ERRORS as error:
+                self._assembler.clear()
+                self._check_open()
+                raise from_grpc_error(error, self._peer) from cause_of(error)
+            self._check_open()
+            if body is None:
+                self._assembler.clear()
                 return None
-            whole = self._assembler.feed(part)
+            whole = self._assembler.feed(decode(body, owned=self._owned))
             if whole is not None:
                 return whole
 
     async def end(self) -> None:
         """End this side with success."""
-        with self._translating():
+        self._check_open()
+        try:
             await self._end()
+        except TRANSPORT_ERRORS as error:
+            self._check_open()
+            raise from_grpc_error(error, self._peer) from cause_of(error)
 
     def abort(self) -> None:
         """Reset the stream, if it is still open; never waits. A client calls it, at last, on every duplex."""
         self._aborted = True
+        self._assembler.clear()
         self._abort()
 
     def _check_open(self) -> None:
         if self._aborted:
             raise Unavailable("the stream was aborted")
 
-    @contextmanager
-    def _translating(self) -> Iterator[None]:
-        self._check_open()
-        try:
-            yield
-        except TRANSPORT_ERRORS as error:
-            self._check_open()
-            raise from_grpc_error(error, self._peer) from cause_of(error)
-
     @abc.abstractmethod
     async def _send_part(self, part: Message) -> None: ...
 
     @abc.abstractmethod
-    async def _receive_part(self) -> Message | None: ...
+    async def _receive_part(self) -> Body | None: ...
 
     @abc.abstractmethod
     async def _end(self) -> None: ...
@@ -99,23 +112,30 @@ class _GrpcDuplex(abc.ABC):
 class GrpcServerDuplex(_GrpcDuplex):
     """A stream from the server's side. When the client leaves, grpclib cancels the handler's task.
 
-    Buffers of received messages are read-only views of what was received; those of long messages are aligned copies.
+    Buffers of received messages are read-only views of what was received; those of messages in parts are writable.
 
     Args:
         stream: the handler's.
         max_unit_bytes: the longest message that may come in parts.
     """
 
+    _owned = False
+
     def __init__(self, stream: grpclib.server.Stream[Any, Any], *, max_unit_bytes: int = MAX_UNIT_BYTES) -> None:
-        super().__init__("the client", max_unit_bytes)
+        self._transport = transport_of(stream)
+        super().__init__("the client", Assembler(max_unit_bytes, self._transport.connection.pool))
         self._stream = stream
 
-    async def _send_part(self, part: Message) -> None:
-        await self._stream.send_message(part)
+    # grpclib's own send_message and recv_message would do the same with several copies more.
 
-    async def _receive_part(self) -> Message | None:
-        part: Message | None = await self._stream.recv_message()
-        return part
+    async def _send_part(self, part: Message) -> None:
+        if not self._stream._send_initial_metadata_done:
+            await self._stream.send_initial_metadata()
+        await self._transport.send_message(encode(part))
+        self._stream._send_message_done = True
+
+    async def _receive_part(self) -> Body | None:
+        return await self._transport.receive()
 
     async def _end(self) -> None:
         await self._stream.send_trailing_metadata()
@@ -133,16 +153,17 @@ class GrpcClientDuplex(_GrpcDuplex):
         max_unit_bytes: the longest message that may come in parts.
     """
 
+    _owned = True
+
     def __init__(self, call: Call, address: str, *, max_unit_bytes: int = MAX_UNIT_BYTES) -> None:
-        super().__init__(address, max_unit_bytes)
+        super().__init__(address, Assembler(max_unit_bytes, call.pool))
         self._call = call
 
     async def _send_part(self, part: Message) -> None:
-        await self._call.send(part, Frame)
+        await self._call.send_encoded(encode(part))
 
-    async def _receive_part(self) -> Message | None:
-        part: Message | None = await self._call.receive(Frame)
-        return part
+    async def _receive_part(self) -> Body | None:
+        return await self._call.receive_body()
 
     async def _end(self) -> None:
         await self._call.end()

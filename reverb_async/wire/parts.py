@@ -11,14 +11,15 @@ A part's header is a map with
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from reverb_async.core.buffer_pool import BufferPool
 from reverb_async.errors import InvalidArgument, ResourceExhausted
 from reverb_async.protocol.message import Message
-from reverb_async.wire.codec import MAX_BUFFERS, aligned_bytes
+from reverb_async.wire.codec import ALIGNMENT, MAX_BUFFERS
 
 PART_BYTES = 8 << 20
 MAX_UNIT_BYTES = 1 << 30
@@ -58,14 +59,16 @@ def _cuts(message: Message, limit: int) -> Iterator[list[list[int]]]:
 
 
 class Assembler:
-    """Puts the parts of one stream's messages together again, each buffer in aligned memory that is allocated once.
+    """Puts the parts of one stream's messages together again, each message's buffers in one piece of memory.
 
     Args:
         max_unit_bytes: the largest whole message that is taken.
+        pool: where the memory comes from.
     """
 
-    def __init__(self, max_unit_bytes: int = MAX_UNIT_BYTES) -> None:
+    def __init__(self, max_unit_bytes: int = MAX_UNIT_BYTES, pool: BufferPool | None = None) -> None:
         self._max_unit_bytes = max_unit_bytes
+        self._pool = BufferPool() if pool is None else pool
         self._unit: _Unit | None = None
 
     def feed(self, message: Message) -> Message | None:
@@ -81,7 +84,7 @@ class Assembler:
             return message
         part, parts = _number(message.header, "part"), _number(message.header, "parts")
         if self._unit is None:
-            self._unit = _Unit(message.header, parts, self._max_unit_bytes)
+            self._unit = _Unit(message.header, parts, self._max_unit_bytes, self._pool)
         unit = self._unit
         if part != unit.next_part or parts != unit.parts:
             raise InvalidArgument(f"expected part {unit.next_part} of {unit.parts}, got part {part} of {parts}")
@@ -91,11 +94,15 @@ class Assembler:
         self._unit = None
         return unit.finish()
 
+    def clear(self) -> None:
+        """Forget a message that is incomplete."""
+        self._unit = None
+
 
 class _Unit:
     """A message in the making; its bytes arrive strictly in order, so one cursor proves them complete."""
 
-    def __init__(self, header: dict[str, Any], parts: int, max_unit_bytes: int) -> None:
+    def __init__(self, header: dict[str, Any], parts: int, max_unit_bytes: int, pool: BufferPool) -> None:
         sizes, whole_header = header.get("sizes"), header.get("header")
         if not isinstance(sizes, list) or not all(type(size) is int and size >= 0 for size in sizes):
             raise InvalidArgument(f"the first part's 'sizes' must be a list of numbers >= 0, got {sizes!r:.80}")
@@ -108,7 +115,9 @@ class _Unit:
         self.parts = parts
         self.next_part = 0
         self._header = whole_header
-        self._buffers: list[NDArray[np.uint8]] = [aligned_bytes(size) for size in sizes]
+        starts = [0, *accumulate(size + -size % ALIGNMENT for size in sizes)]
+        memory = pool.take(starts[-1])
+        self._buffers = [memory[start : start + size] for start, size in zip(starts, sizes, strict=False)]
         self._index = 0
         self._offset = 0
 

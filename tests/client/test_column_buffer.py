@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reverb_async.client.writing.columns import Clock, ColumnBuffer
+from reverb_async.client.writing.clock import Clock
+from reverb_async.client.writing.columns import ColumnBuffer
 from reverb_async.core.spec import ArraySpec
 from reverb_async.core.variable import VariableRows, decode_rows
 from reverb_async.errors import ExpiredReference, InvalidArgument

@@ -36,6 +36,12 @@ class TestSharedMemory(ConformanceSuite):
             assert client.transport == "tcp + shared memory"
 
 
+class TestTcpWithH2ForEveryFrame(TestTcp):
+    @pytest.fixture(autouse=True)
+    def _stock_data_path(self, monkeypatch):
+        monkeypatch.setenv("REVERB_ASYNC_DATA_PATH", "stock")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no Unix sockets")
 class TestUnixSocket(ConformanceSuite):
     @pytest.fixture(autouse=True)

@@ -162,14 +162,14 @@ class AlmostOne:
 @given(
     weights=arrays(
         np.float64,
-        st.integers(6, 40),
+        st.integers(6, 90),
         elements=st.one_of(st.just(0.0), st.floats(2.3e-308, 1e280), st.sampled_from([1.0, 2.0**-53, 1 / 3])),
     ),
     n=st.sampled_from([1, 9]),
 )
 def test_extreme_random_numbers_never_draw_a_zero(weights: np.ndarray, n: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sum_tree, "_TOP", 4)
+        patch.setattr(sum_tree, "_TOP", 8)
         tree = SumTree(len(weights))
         tree.set(np.arange(len(weights)), weights)
         if not weights.any():
@@ -177,3 +177,73 @@ def test_extreme_random_numbers_never_draw_a_zero(weights: np.ndarray, n: int) -
             return
         np.testing.assert_allclose(tree.total, math.fsum(weights), rtol=1e-13)
         assert (tree.get(tree.draw(n, AlmostOne())) > 0.0).all()  # type: ignore[arg-type]
+
+
+def assert_sums_equal_a_fresh_build(tree: SumTree) -> None:
+    """However it came about, the tree is the one that its weights make in one go."""
+    fresh = SumTree(tree._capacity)
+    fresh.set(np.arange(tree._highest + 1), tree._levels[0][: tree._highest + 1])
+    assert fresh.total == tree.total
+    assert fresh._height == tree._height
+    for level, expected in zip(tree._levels[: tree._height + 1], fresh._levels, strict=False):
+        np.testing.assert_array_equal(level, expected)
+
+
+@pytest.mark.parametrize(("updates", "capacity"), [(200_000, 300), (200_000, 70_000), (10_000_000, 400_000)])
+def test_sums_do_not_drift(rng: np.random.Generator, updates: int, capacity: int) -> None:
+    """Blocks of all sizes, scattered and in runs, with weights over 80 orders of magnitude, zeros and duplicates."""
+    tree, model = SumTree(2 * capacity), np.zeros(capacity)
+    done = draws = 0
+    while done < updates:
+        size = min(int(2 ** rng.uniform(0, 15)), capacity)
+        indices = rng.integers(capacity, size=size)
+        if rng.random() < 0.3:
+            indices = np.arange(size) + int(rng.integers(capacity - size + 1))
+        weights = 10.0 ** rng.uniform(-40, 40, size) * (rng.random(size) < 0.8)
+        tree.set(indices, weights)
+        model[indices] = weights
+        done += size
+        if rng.random() < 0.2 and tree.total:
+            draws += 1
+            assert (model[tree.draw(int(rng.choice([1, 300])), rng)] > 0.0).all()
+    assert draws > 10
+    np.testing.assert_array_equal(tree.get(np.arange(capacity)), model)
+    total = tree.total
+    np.testing.assert_allclose(total, math.fsum(model), rtol=1e-12)
+    drawn = tree.draw(10_000, rng)
+    np.testing.assert_allclose(tree.get(drawn) / total, model[drawn] / math.fsum(model), rtol=1e-12)
+    assert_sums_equal_a_fresh_build(tree)
+    tree.set(np.arange(capacity), 0.0)
+    assert tree.total == 0.0
+
+
+def test_the_same_seed_draws_the_same(rng: np.random.Generator) -> None:
+    """Also when sums were brought up to date at other moments."""
+    trees = SumTree(100_000), SumTree(100_000)
+    for _ in range(50):
+        indices, weights = rng.integers(90_000, size=300), rng.random(300)
+        for asked_often, tree in enumerate(trees):
+            tree.set(indices, weights)
+            assert not asked_often or tree.total > 0.0
+    draws = [tree.draw(1000, np.random.default_rng(3)).tolist() for tree in trees]
+    assert draws[0] == draws[1]
+
+
+def test_draws_are_not_in_order(rng: np.random.Generator) -> None:
+    state = state_with(1.0, [1.0] * 5000)
+    slots = state.sample(2000, rng)[0]
+    assert abs(np.corrcoef(slots, np.arange(2000))[0, 1]) < 0.1
+
+
+def test_among_zeros_only_those_present_are_drawn(rng: np.random.Generator) -> None:
+    state = state_with(0.6, [0.0, 0.0, 0.0, 5.0, 0.0])
+    state.delete(np.array([1, 3]))
+    state.update(np.array([0, 4]), np.array([0.0, 0.0]))
+    slots, probabilities = state.sample(200, rng)
+    assert set(slots.tolist()) == {0, 2, 4}
+    assert (probabilities == 1 / 3).all()
+    state.update(np.array([4]), np.array([1e-9]))
+    assert state.sample(50, rng)[0].tolist() == [4] * 50
+    state.update(np.array([4]), np.array([0.0]))
+    state.insert(np.array([1]), np.array([0.0]))
+    assert set(state.sample(200, rng)[0].tolist()) == {0, 1, 2, 4}

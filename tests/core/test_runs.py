@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reverb_async.core.runs import Runs, expand, find_runs, join
+from reverb_async.core.runs import Runs, as_run, expand, find_runs, join
 
 sequences = st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=8), min_size=1, max_size=6)
 consecutive = st.tuples(st.integers(0, 100), st.integers(1, 6)).map(lambda run: list(range(run[0], run[0] + run[1])))
@@ -60,3 +61,13 @@ def test_sequences_of_one_row_are_those_rows() -> None:
     runs = Runs.of_rows(np.array([5, 2, 2]))
     assert runs.rows().tolist() == [5, 2, 2]
     assert runs.uniform_length() == 1
+
+
+@pytest.mark.parametrize("numbers", [(), (1, 3), (2, 1), (1, 1), (1, 3, 2, 4), (0, 2, 2, 3), (1, 1, 3)])
+def test_only_ascending_consecutive_rows_are_a_run(numbers: tuple[int, ...]) -> None:
+    assert as_run(np.array(numbers, np.int64)) is None
+
+
+@pytest.mark.parametrize("numbers", [(4,), (4, 5), (0, 1, 2, 3)])
+def test_consecutive_rows_are_a_run(numbers: tuple[int, ...]) -> None:
+    assert as_run(np.array(numbers, np.int64)) == slice(numbers[0], numbers[-1] + 1)

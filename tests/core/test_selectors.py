@@ -62,7 +62,8 @@ def small_structures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(insertion_log, "_SPARSE", 2)
     monkeypatch.setattr(insertion_log, "_SPARE", 1)
     monkeypatch.setattr(heap, "_SLACK", 4)
-    monkeypatch.setattr(sum_tree, "_TOP", 4)
+    monkeypatch.setattr(sum_tree, "_TOP", 8)
+    monkeypatch.setattr(sum_tree, "_PENDING", 10)
     monkeypatch.setattr(sum_tree, "_FEW", 1)
 
 

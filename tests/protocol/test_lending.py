@@ -23,14 +23,8 @@ from reverb_async.protocol.lending import (
     used_views,
 )
 from reverb_async.protocol.message import Message
-from reverb_async.protocol.sampling import (
-    SampledBatch,
-    SampledLayout,
-    SampledPiece,
-    SampleRequest,
-    SampleResponse,
-    SampleResponseReader,
-)
+from reverb_async.protocol.sampled import SampledBatch, SampledLayout, SampledPiece
+from reverb_async.protocol.sampling import SampleRequest, SampleResponse, SampleResponseReader
 
 FRAME, TEXT = ArraySpec((3,), np.float32), ArraySpec((), "U")
 LAYOUT = SampledLayout(

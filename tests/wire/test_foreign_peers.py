@@ -22,6 +22,8 @@ from reverb_async.wire.codec import decode, encode, pack_map, unpack_map
 from reverb_async.wire.regenerate import PROTOS
 from reverb_async.wire.transport import GrpcTransport
 
+pytestmark = pytest.mark.usefixtures("data_path")
+
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory):

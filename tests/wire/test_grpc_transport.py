@@ -17,6 +17,8 @@ from reverb_async.wire.generated.reverb_async import v1
 from reverb_async.wire.table_info import table_info_to_proto
 from reverb_async.wire.transport import GrpcTransport, parse_address
 
+pytestmark = pytest.mark.usefixtures("data_path")
+
 table = TableInfo(
     name="replay",
     sampler_options={"uniform": True, "is_deterministic": False},

@@ -30,6 +30,8 @@ from reverb_async.protocol.message import Message
 from reverb_async.wire.generated.reverb_async import v1
 from reverb_async.wire.grpc_codec import GrpcCodec
 
+pytestmark = pytest.mark.usefixtures("data_path")
+
 
 def prefix(length: int, flag: int = 0) -> bytes:
     return bytes([flag]) + length.to_bytes(4, "big")

@@ -17,6 +17,7 @@ from wire_services import (
     INSERT,
     LOOPS,
     Service,
+    StockService,
     channel_to,
     echo,
     echoed,
@@ -33,6 +34,8 @@ from reverb_async.protocol.message import Message
 from reverb_async.wire.generated.reverb_async import v1
 from reverb_async.wire.grpc_codec import GrpcCodec
 from reverb_async.wire.http2 import ReplayChannel, ReplayServer
+
+pytestmark = pytest.mark.usefixtures("data_path")
 
 
 @pytest.mark.parametrize("loop_factory", LOOPS)
@@ -126,9 +129,12 @@ async def test_an_attempt_to_connect_is_given_up_in_time():
 
 @pytest.mark.parametrize("ours", ["client", "server", "both"])
 async def test_stock_grpclib_peers_are_served(ours):
-    service = Service(Insert=echo, Hello=hello, Reset=no_table)
+    methods = {"Insert": echo, "Hello": hello, "Reset": no_table}
     codec = GrpcCodec()
-    server = grpclib.server.Server([service], codec=codec) if ours == "client" else ReplayServer([service])
+    if ours == "client":
+        server = grpclib.server.Server([StockService(**methods)], codec=codec)
+    else:
+        server = ReplayServer([Service(**methods)])
     await server.start("127.0.0.1", 0)
     port = server._server.sockets[0].getsockname()[1]
     make = grpclib.client.Channel if ours == "server" else ReplayChannel

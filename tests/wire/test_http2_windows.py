@@ -26,6 +26,8 @@ from reverb_async.wire.grpc_codec import GrpcCodec
 from reverb_async.wire.http2 import WindowBudget
 from reverb_async.wire.http2.window import INITIAL_WINDOW, LARGEST_WINDOW, StreamWindow
 
+pytestmark = pytest.mark.usefixtures("data_path")
+
 
 def test_a_window_grows_with_the_messages_and_ends_with_the_stream():
     budget = WindowBudget(40 << 20)

@@ -73,6 +73,17 @@ class Service:
         return handle
 
 
+class StockService(Service):
+    """Serves the same with nothing but grpclib under a stream: what comes on one is sent back."""
+
+    def _stream(self, serve: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
+        async def handle(stream: grpclib.server.Stream[Any, Any]) -> None:
+            async for message in stream:
+                await stream.send_message(message)
+
+        return handle
+
+
 async def echo(duplex: Duplex) -> None:
     """Send back what comes; a header ``{"fail": True}`` ends the call with an error."""
     while (message := await duplex.receive()) is not None:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from reverb_async.client.sampling.collate import Collator
 from reverb_async.client.updates import as_priorities
 from reverb_async.errors import InvalidArgument
-from reverb_async.protocol.sampling import SampledBatch
+from reverb_async.protocol.sampled import SampledBatch
 
 
 class PriorityUpdater(Protocol):
@@ -137,13 +137,13 @@ class Batch:
 def make_sample(sampled: SampledBatch, collator: Collator) -> Sample:
     """Return the only item of a batch."""
     info = SampleInfo(
-        int(sampled.keys[0]),
-        float(sampled.probabilities[0]),
-        int(sampled.table_sizes[0]),
-        float(sampled.priorities[0]),
-        int(sampled.times_sampled[0]),
+        sampled.keys.item(0),
+        sampled.probabilities.item(0),
+        sampled.table_sizes.item(0),
+        sampled.priorities.item(0),
+        sampled.times_sampled.item(0),
         sampled.rate_limited,
-        float(sampled.inserted_at[0]),
+        sampled.inserted_at.item(0),
     )
     return Sample(collator.single(sampled), info)
 
@@ -161,7 +161,7 @@ def make_batch(sampled: SampledBatch, collator: Collator, table: str, updater: P
         sampled.table_sizes,
         sampled.priorities,
         sampled.times_sampled,
-        np.full(len(sampled.keys), sampled.rate_limited),
+        (np.ones if sampled.rate_limited else np.zeros)(len(sampled.keys), np.bool_),
         sampled.inserted_at,
     )
     return Batch(data, info, lengths, table, updater)

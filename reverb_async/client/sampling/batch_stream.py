@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,9 @@ from reverb_async.client.updates import UpdateStream
 from reverb_async.core.selectors import Selector, from_options
 from reverb_async.errors import Closed, DeadlineExceeded, InvalidArgument, ReplayError, Unavailable, from_map
 from reverb_async.protocol.message import Message
-from reverb_async.protocol.sampling import SampledBatch, SampleRequest, SampleResponseReader, Subscription
+from reverb_async.protocol.packing import MAX_BATCHES_PER_ENTRY
+from reverb_async.protocol.sampled import SampledBatch
+from reverb_async.protocol.sampling import SampleRequest, SampleResponseReader, Subscription
 from reverb_async.waiting import FIRST_WARNING_S, reported
 
 logger = logging.getLogger("reverb_async")
@@ -68,7 +71,8 @@ class BatchStream(Conversation):
         super().__init__(connector, "sample", f"sampling from {wanted.table!r}")
         self.table = wanted.table
         self._updates = updates
-        self._wanted = wanted
+        # Half of what is outstanding per message: server and caller both have something to do then.
+        self._wanted = replace(wanted, together=min(max(1, (prefetch + 1) // 2), MAX_BATCHES_PER_ENTRY))
         self._prefetch = prefetch
         self._limit = limit
         self._delivered = 0

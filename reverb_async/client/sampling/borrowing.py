@@ -16,7 +16,7 @@ from reverb_async.protocol.control_page import ControlView
 from reverb_async.protocol.inserting import Column
 from reverb_async.protocol.lending import LendingReader, LentBatch, Place, Returned, Rows
 from reverb_async.protocol.message import Message
-from reverb_async.protocol.sampling import SampledBatch, SampledLayout
+from reverb_async.protocol.sampled import SampledBatch, SampledLayout
 
 SLICE_BYTES = 4 << 20
 """Copied in one synchronous step, at most: 0.4 ms. A thread would cost 0.1 ms per batch, and a lock for the pool."""

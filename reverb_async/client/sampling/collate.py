@@ -24,7 +24,7 @@ from reverb_async.client.sampling.leaf_values import (
 from reverb_async.core.nest import Path, Structure
 from reverb_async.core.ragged import Ragged
 from reverb_async.errors import InvalidArgument
-from reverb_async.protocol.sampling import SampledBatch, SampledLayout, SampledPiece
+from reverb_async.protocol.sampled import SampledBatch, SampledLayout, SampledPiece
 
 RaggedMode: TypeAlias = Literal["error", "pad", "flat", "list"]
 PadSide: TypeAlias = Literal["left", "right"]
@@ -141,7 +141,7 @@ class Collator:
         return known[1]
 
     def _common_structure(self, pieces: Sequence[SampledPiece]) -> Structure:
-        if any(piece.layout.structure != pieces[0].layout.structure for piece in pieces[1:]):
+        if len(pieces) > 1 and any(piece.layout.structure != pieces[0].layout.structure for piece in pieces[1:]):
             counts: dict[Structure, int] = {}
             for piece in pieces:
                 assert piece.positions is not None
@@ -220,6 +220,8 @@ class Collator:
 
 def _stacked(piece: SampledPiece, size: int) -> list[Any] | None:
     """Return the columns of a batch of fixed rows and equal lengths, as views; None if it is not one."""
+    if piece.layout.is_plain:
+        return list(piece.columns)
     leaves = []
     for (view, squeeze, _), column in zip(piece.layout.leaves, piece.columns, strict=True):
         length = piece.lengths[view]

@@ -106,6 +106,8 @@ def single_value(spec: ArraySpec, squeeze: bool, column: Column) -> Any:
 
     An item of several variable rows is an array if they agree, a `Ragged` if they differ in length only, else a list.
     """
+    if isinstance(column, np.ndarray):
+        return column[0] if squeeze else column
     values = leaf_values(spec, squeeze, len(column), column, 1)
     if isinstance(values, Rows):
         return values.values

@@ -13,7 +13,8 @@ from reverb_async.client.sampling.batch_stream import HURRIED_LEAVE_S, LEAVE_S, 
 from reverb_async.client.sampling.collate import Collator
 from reverb_async.core.nest import Path
 from reverb_async.errors import DeadlineExceeded, RateLimiterTimeout
-from reverb_async.protocol.sampling import SampledBatch, Subscription
+from reverb_async.protocol.sampled import SampledBatch
+from reverb_async.protocol.sampling import Subscription
 
 _MAX_IDLE = 16
 

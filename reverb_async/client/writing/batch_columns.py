@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from reverb_async.client.writing.row_blocks import ragged_rows
+from reverb_async.client.writing.row_values import ragged_rows
 from reverb_async.core.nest import Path, Structure, flatten
 from reverb_async.core.ragged import Ragged
 from reverb_async.core.spec import ArraySpec, as_leaf, leaf_spec, listed_hint
@@ -21,7 +21,7 @@ _MAX_DEPTH = 64
 
 
 class BatchColumns:
-    """Copies of a batch's columns.
+    """A batch's columns; arrays are the caller's until `keep` copies them.
 
     Attributes:
         structure: of one row.
@@ -38,6 +38,7 @@ class BatchColumns:
         self.columns: list[Column] = []
         self.specs: list[ArraySpec] = []
         self._lengths: dict[int, tuple[int, int]] = {}
+        self._borrowed: list[int] = []
         for at, (leaf, path) in enumerate(zip(leaves, self.structure.paths, strict=True)):
             self._add(leaf, path, at)
         counts = {len(column) for column in self.columns}
@@ -73,10 +74,18 @@ class BatchColumns:
                     f"column {path} has no leading axis; "
                     + (hint or "a batch has arrays [B, ...], a Ragged or a list of str. insert() takes a single row")
                 )
-            self.columns.append(np.array(array, order="C"))
+            self.columns.append(array)
+            self._borrowed.append(at)
             self.specs.append(
                 leaf_spec(array[:1].reshape(array.shape[1:])) if len(array) else ArraySpec((), array.dtype)
             )
+
+    def keep(self) -> None:
+        """Copy the caller's arrays, which may change once the call waits."""
+        for at in self._borrowed:
+            if isinstance(column := self.columns[at], np.ndarray):
+                self.columns[at] = np.array(column, order="C")
+        self._borrowed.clear()
 
     def fit_texts(self, wanted: Sequence[ArraySpec | None]) -> None:
         """Make arrays of fixed-width text Python text where the signature wants that."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from typing import Any
+from operator import itemgetter
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from reverb_async.client.writing.clock import Clock
 from reverb_async.client.writing.outgoing import stack_rows
+from reverb_async.client.writing.windows import Windows
+from reverb_async.core.dtypes import DType
 from reverb_async.core.leaf import Leaf
 from reverb_async.core.nest import Path
 from reverb_async.core.spec import ArraySpec, as_leaf, dtype_name, leaf_spec
@@ -18,29 +23,12 @@ from reverb_async.protocol.inserting import Column
 Loosen = Callable[[Path, ArraySpec, tuple[int, ...]], ArraySpec | None]
 """Whether tables let extents differ: a column's path and spec, the shape of a value that does not fit -> a spec."""
 
+Target: TypeAlias = (
+    "tuple[ColumnBuffer, NDArray[Any], frozenset[type], tuple[int, ...] | None, DType]"  # for use in loops
+)
+"""A column, rows of it, types of the scalars that fit as they stand, and the shape and dtype of arrays that do."""
+
 _SLACK_BYTES = 1 << 20
-_MAX_RANK = 8
-
-
-class Clock:
-    """Where a writer is. Steps are numbered from 0 over its whole life.
-
-    Attributes:
-        origin: the first step of `history`: the first one after the last clear.
-        end: the number of steps so far, an open one included.
-        is_open: the last step still takes columns.
-        version: changes with every step and clear.
-        needed_from: says the first step that something queued may need again.
-    """
-
-    __slots__ = ("end", "is_open", "needed_from", "origin", "version")
-
-    def __init__(self, needed_from: Callable[[], int]) -> None:
-        self.origin = 0
-        self.end = 0
-        self.is_open = False
-        self.version = 0
-        self.needed_from = needed_from
 
 
 class ColumnBuffer:
@@ -55,6 +43,12 @@ class ColumnBuffer:
         clock: the writer's.
         keep: how many steps stay nameable.
         spec: dtype and shape of a row.
+        base: the first step that has a row.
+        room: the first step after it that has none yet.
+        start: the first of the latest steps in a row that have values.
+        stop: the step after the last value.
+        floor: from here on to `stop`, steps have values and were not cleared; they may have expired.
+        windows: what its selections look like.
 
     Args:
         first: the step of its first value.
@@ -62,19 +56,26 @@ class ColumnBuffer:
 
     __slots__ = (
         "_array",
-        "_base",
-        "_capacity",
         "_dtype",
+        "_earlier",
         "_expired_before",
+        "_highest",
         "_leaves",
-        "_present",
-        "_scalar",
+        "_lowest",
+        "_number",
+        "_scalars",
         "_shape",
+        "base",
         "clock",
+        "floor",
         "index",
         "keep",
         "path",
+        "room",
         "spec",
+        "start",
+        "stop",
+        "windows",
     )
 
     def __init__(self, path: Path, index: int, clock: Clock, keep: int, spec: ArraySpec, first: int) -> None:
@@ -82,56 +83,71 @@ class ColumnBuffer:
         self.index = index
         self.clock = clock
         self.keep = keep
-        self._base = self._expired_before = first
-        self._capacity = 0
-        self._present = bytearray()
+        self.base = self.room = self._expired_before = first
+        self.start = self.stop = self.floor = first
+        self._earlier: list[tuple[int, int]] = []
+        """Ranges of steps (first, stop) with values before `start`, ascending, with gaps between them."""
         self._leaves: list[Leaf | None] = []
+        self.windows = Windows(self)
         self._become(spec)
 
     def _become(self, spec: ArraySpec) -> None:
+        self.clock.moves += 1
         self.spec = spec
         self._dtype = spec.dtype
-        # Values of these types are stored as they are; None fits no type.
         self._shape = None if spec.is_variable else spec.fixed_shape
-        self._scalar: tuple[type, ...] = ()
         self._array: NDArray[Any] = np.empty((0, *(self._shape or ())), spec.dtype)
-        if self._shape == ():
-            python = {"float64": (float,), "bool": (bool,)}.get(spec.dtype.name, ())
-            self._scalar = (spec.dtype.type, *python)
+        # Values of these types are stored as they stand: NumPy's own, and Python numbers between the bounds.
+        self._scalars: frozenset[type] = frozenset()
+        self._number: type = type(None)  # which no value is
+        self._lowest = self._highest = 0.0
+        if self._shape == () and spec.dtype.kind in "biufc":
+            self._scalars = scalar_types(spec.dtype)
+            if spec.dtype.kind in "iu":
+                integers = np.iinfo(spec.dtype)
+                self._number, self._lowest, self._highest = int, int(integers.min), int(integers.max)
+            elif spec.dtype.name in ("float16", "float32"):
+                self._number, self._highest = float, float(np.finfo(spec.dtype).max)
+                self._lowest = -self._highest
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
-    def put(self, step: int, value: object, loosen: Loosen) -> None:
+    def put(self, step: int, value: Any, loosen: Loosen) -> None:
         """Store a copy of the column's value at `step`, the last one or the one after it.
 
         Raises:
             InvalidArgument: the value does not fit, or the step has one already; nothing changed.
         """
-        row = step - self._base
-        if row >= self._capacity:
-            row = self._make_room(step)
-        if self._present[row]:
+        if step < self.stop:
             raise InvalidArgument(f"column {self.path} has already been set in the active step")
-        if type(value) is np.ndarray:
-            if value.shape == self._shape and value.dtype == self._dtype:
-                self._array[row] = value
-            else:
-                self._put_leaf(row, self.checked(value, loosen))
-        elif type(value) in self._scalar:
-            self._array[row] = value
-        else:
-            self._put_leaf(row, self.checked(value, loosen))
-        self._present[row] = 1
-
-    def unput(self, step: int) -> None:
-        """Take back what `put` stored at `step`, before anybody saw it."""
-        self._present[step - self._base] = 0
-
-    def _put_leaf(self, row: int, leaf: Leaf) -> None:
+        leaf = value if self._takes(value) else self.checked(value, loosen)
+        row = step - self.base if step < self.room else self._make_room(step)
         if self._shape is None:
             self._leaves[row] = leaf.copy() if isinstance(leaf, np.ndarray) else leaf
         else:
             self._array[row] = leaf
+        if step > self.stop:
+            if self.start < self.stop:
+                self._earlier.append((self.start, self.stop))
+            self.start = self.floor = step
+        self.stop = step + 1
+
+    def _takes(self, value: Any) -> bool:
+        """Whether a value can be stored as it stands."""
+        kind = type(value)
+        if kind is np.ndarray:
+            return bool(value.shape == self._shape and value.dtype == self._dtype)
+        return kind in self._scalars or (kind is self._number and self._lowest <= value <= self._highest)
+
+    def unput(self, step: int) -> None:
+        """Take back what was stored at `step`, before anybody saw it."""
+        self.stop = step
+        if self.start == step and self._earlier:
+            self.start, self.stop = self._earlier.pop()
+        self._set_floor()
+
+    def _set_floor(self) -> None:
+        self.floor = max(self.start, self.clock.origin, self._expired_before)
 
     def checked(self, value: object, loosen: Loosen) -> Leaf:
         """Return `value` as a leaf that fits the column, which may become variable for it.
@@ -161,28 +177,32 @@ class ColumnBuffer:
         """Let extents differ from now on."""
         if self._shape is not None:
             rows = self._array
-            self._leaves = [rows[row].copy() if there else None for row, there in enumerate(self._present)]
+            base = self.base
+            self._leaves = [rows[at].copy() if self._has(base + at) else None for at in range(len(rows))]
         self._become(spec)
+
+    def target(self, step: int) -> Target:
+        """Return where values go, from a step on that has a row, until the clock counts a move."""
+        return self, self._array[step - self.base :], self._scalars, self._shape, self._dtype
 
     def _make_room(self, step: int) -> int:
         """Make the row of `step` exist; steps that nobody can name or needs are dropped. Returns the row."""
-        kept_from = max(self._base, min(max(step - self.keep, self.clock.origin), self.clock.needed_from()))
-        kept = min(max(self._capacity - (kept_from - self._base), 0), step - kept_from)
+        kept_from = max(self.base, min(max(step - self.keep, self.clock.origin), self.clock.needed_from()))
+        kept = min(max(self.room - kept_from, 0), step - kept_from)
         row_bytes = 64 if self._shape is None else max(self.spec.row_bytes, 1)
         slack = max(16, self.keep // 2, min(1024, _SLACK_BYTES // row_bytes))
         capacity = step - kept_from + slack
-        at = kept_from - self._base
-        present = bytearray(capacity)
-        present[:kept] = self._present[at : at + kept]
-        self._present = present
+        at = kept_from - self.base
         if self._shape is None:
             self._leaves = self._leaves[at : at + kept] + [None] * (capacity - kept)
         else:
             array = np.empty((capacity, *self._shape), self._dtype)
             array[:kept] = self._array[at : at + kept]
             self._array = array
-        self._base = kept_from
-        self._capacity = capacity
+        self._earlier = [(first, stop) for first, stop in self._earlier if stop > kept_from]
+        self.clock.moves += 1
+        self.base = kept_from
+        self.room = kept_from + capacity
         return step - kept_from
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -196,6 +216,11 @@ class ColumnBuffer:
         """Keep the last `keep` steps from now on; what was not kept before does not come back."""
         self._expired_before = self.first_kept
         self.keep = keep
+        self._set_floor()
+
+    def cleared(self) -> None:
+        """Learn that the clock's origin has moved."""
+        self._set_floor()
 
     def check(self, first: int, count: int) -> None:
         """Refuse steps ``[first, first + count)`` that cannot be named.
@@ -205,19 +230,21 @@ class ColumnBuffer:
             InvalidArgument: some have no value.
         """
         clock = self.clock
-        start = first - self._base
         if first < clock.end - self.keep or first < clock.origin or first < self._expired_before:
             raise self._expired(first)
-        if start + count > self._capacity or self._present.find(0, start, start + count) >= 0:
-            missing = next(step for step in range(first, first + count) if not self._has(step))
-            raise InvalidArgument(
-                f"column {self.path} has no value at step {missing - clock.origin} of the history; "
-                f"select steps that have one"
-            )
+        if first < self.start or first + count > self.stop:
+            for step in range(first, first + count):
+                if not self._has(step):
+                    raise InvalidArgument(
+                        f"column {self.path} has no value at step {step - clock.origin} of the history; "
+                        f"select steps that have one"
+                    )
 
     def _has(self, step: int) -> bool:
-        row = step - self._base
-        return row < self._capacity and bool(self._present[row])
+        if step >= self.start:
+            return step < self.stop
+        at = bisect_right(self._earlier, step, key=itemgetter(0)) - 1
+        return at >= 0 and step < self._earlier[at][1]
 
     def _expired(self, first: int) -> ExpiredReference:
         clock = self.clock
@@ -233,8 +260,8 @@ class ColumnBuffer:
 
     def rows(self, first: int, count: int, spec: ArraySpec) -> Column:
         """Return the values of steps that are there as rows of `spec`, the column's or an earlier one of it."""
-        start = first - self._base
-        assert 0 <= start <= start + count <= self._capacity, (
+        start = first - self.base
+        assert 0 <= start <= start + count <= self.room - self.base, (
             f"steps {first} to {first + count} of {self.path} are gone"
         )
         if self._shape is not None:
@@ -243,8 +270,16 @@ class ColumnBuffer:
 
     def leaves(self, first: int, count: int) -> Sequence[Leaf]:
         """Return the values of steps that are there, one by one; not copied."""
-        start = first - self._base
+        start = first - self.base
         return list(self._array[start : start + count]) if self._shape is not None else self._taken(start, count)
 
     def _taken(self, start: int, count: int) -> list[Leaf]:
         return [leaf for leaf in self._leaves[start : start + count] if leaf is not None]
+
+
+def scalar_types(dtype: DType) -> frozenset[type]:
+    """Return the types of scalars that are of this dtype, or are stored as such without a thought."""
+    if dtype.kind not in "biufc":
+        return frozenset()
+    python: dict[str, type] = {"float64": float, "complex128": complex, "bool": bool}
+    return frozenset({dtype.type, python.get(dtype.name, dtype.type)})

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from reverb_async.client.writing.columns import Clock, ColumnBuffer
+from reverb_async.client.writing.clock import Clock
+from reverb_async.client.writing.columns import ColumnBuffer
 from reverb_async.client.writing.history import TrajectoryColumn
 from reverb_async.client.writing.outgoing import Outgoing, RowGroup, SentGroup, SentLayout
 from reverb_async.core.nest import Structure

@@ -27,6 +27,8 @@ CLOSE_S = 1.0
 
 _MAX_DECLARED = 3500
 """A stream that declared so many groups or layouts makes way for a new one: servers keep 4096."""
+_RELEASE_S = 0.05
+"""What is only to be released goes with the next items, or alone if there are none within this time."""
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 2.0
 _stream_numbers = itertools.count()
@@ -42,6 +44,10 @@ class Connection(Protocol):
     async def open(self, kind: Literal["insert"]) -> Duplex:
         """Open a stream; retries until the server has not answered for too long, then raises `Unavailable`."""
 
+    @property
+    def known_tables(self) -> dict[str, TableInfo] | None:
+        """What `tables` returns from memory; None when it would have to ask."""
+
     async def tables(self, refresh: bool = False) -> dict[str, TableInfo]:
         """Describe the server's tables, from memory unless `refresh`."""
 
@@ -50,6 +56,9 @@ class Connection(Protocol):
 
     def try_next_keys(self, n: int) -> NDArray[np.uint64] | None:
         """Return `n` consecutive new keys if the server need not be asked for them."""
+
+    def try_next_key(self) -> int | None:
+        """Return a new key if the server need not be asked for one."""
 
     def lost(self, error: Unavailable) -> None:
         """Learn that a stream broke: the server may be another process when it answers again."""
@@ -83,7 +92,9 @@ class InsertSession:
         self._stream: int | None = None
         self._declared = 0
         self._pause = 0.0
-        self._wake = asyncio.Event()
+        self._is_awake = False
+        self._idle: asyncio.Future[None] | None = None
+        self._releasing: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
@@ -101,14 +112,16 @@ class InsertSession:
         if self.error is not None:
             raise self.error.with_traceback(None)
         self._unsent.append(block)
-        self._wake.set()
+        self.wake()
         if self._task is None:
             self._loop = asyncio.get_running_loop()
             self._task = self._connection.spawn(self._run(), f"insert stream of {self._name}")
 
     def wake(self) -> None:
         """Say in the next turn of the loop what there is to say."""
-        self._wake.set()
+        self._is_awake = True
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
 
     def withdraw(self, block: Block, error: ReplayError) -> None:
         """Give a block up. What the server cannot have is settled with `error` now, the rest with its answer."""
@@ -142,7 +155,7 @@ class InsertSession:
         self._closing = True
         task = self._task
         if task is not None and not task.done():
-            self._wake.set()
+            self.wake()
             await asyncio.wait({task}, timeout=CLOSE_S)
         self.drop(Closed(f"{self._name} is closed"))
         if task is not None and not task.done():
@@ -169,9 +182,18 @@ class InsertSession:
     async def _is_needed(self) -> bool:
         """Wait until there is something to send; return False if there will not be."""
         while not (self._unsent or self._sent or self._closing):
-            await self._wake.wait()
-            self._wake.clear()
+            await self._woken()
         return bool(self._unsent or self._sent)
+
+    async def _woken(self) -> None:
+        """Wait for `wake`, unless it was called since the last time."""
+        if not self._is_awake:
+            self._idle = asyncio.get_running_loop().create_future()
+            try:
+                await self._idle
+            finally:
+                self._idle = None
+        self._is_awake = False
 
     async def _use(self, duplex: Duplex) -> None:
         """Work on one stream until it is lost, or has served."""
@@ -190,6 +212,7 @@ class InsertSession:
             duplex.abort()
             self._stream = None
             self._cancel.clear()
+            self._forget_release()
 
     async def _exchange(self, duplex: Duplex) -> None:
         try:
@@ -235,12 +258,13 @@ class InsertSession:
                 except Unavailable:
                     await asyncio.sleep(CLOSE_S)  # The receiving side may learn why, and then ends this wait.
                     raise
+                if not (self._unsent or self._resend or self._cancel):
+                    break
                 await asyncio.sleep(0)
             if self._has_served():
                 await duplex.end()
                 return
-            await self._wake.wait()
-            self._wake.clear()
+            await self._woken()
 
     def _has_served(self) -> bool:
         if self._declared >= _MAX_DECLARED:
@@ -281,13 +305,28 @@ class InsertSession:
             self._cancel += self._sent.settle(refusal.seq, refusal.count, from_map(described))
         for seq, count in answer.acks:
             self._sent.settle(seq, count, None)
-        if self._cancel or not self._sent:
-            self._wake.set()
+        if self._cancel:
+            self.wake()
+        if not self._sent:
+            if self._closing or self._declared >= _MAX_DECLARED:
+                self.wake()
+            elif self._releasing is None and not self._unsent:
+                self._releasing = asyncio.get_running_loop().call_later(_RELEASE_S, self._release)
+
+    def _release(self) -> None:
+        self._releasing = None
+        self.wake()
+
+    def _forget_release(self) -> None:
+        if self._releasing is not None:
+            self._releasing.cancel()
+            self._releasing = None
 
     def _fail(self, error: ReplayError) -> None:
         if self.error is not None:
             return
         self.error = error
+        self._forget_release()
         for stretch in self._sent:
             self._sent.remove(stretch, error)
         blocks, self._unsent = list(self._unsent), deque()

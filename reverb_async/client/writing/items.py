@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reverb_async.client.writing.grouping import TrajectoryLayout
-from reverb_async.client.writing.history import Range
 from reverb_async.client.writing.insert_session import Connection, InsertSession
 from reverb_async.client.writing.outgoing import MAX_MESSAGE_BYTES, Block, Outgoing, stack_rows
-from reverb_async.core.leaf import Leaf
+from reverb_async.client.writing.windows import Range
 from reverb_async.errors import ReplayError, Unavailable
 from reverb_async.protocol.inserting import Items, Segments
 from reverb_async.waiting import make_condition
@@ -20,6 +21,36 @@ NOTHING_NEEDED = 1 << 62
 _MAX_ITEMS = 4096
 _KEYS = 256
 """Keys taken from the client's at once."""
+
+
+class ItemShape:
+    """Items of one layout that differ in where they stand, in what they bring, and in nothing else.
+
+    Attributes:
+        layout: theirs.
+        cuts: their distinct cuts, in the layout's order: ranges of steps (first, number), counted from where an item
+            stands.
+        lowest: the first of these steps; None if they show none.
+        last: the last of them.
+        nbytes: bytes an item shows, overlaps counted, and those of fixed size that it brings.
+        varies: it brings more.
+    """
+
+    __slots__ = ("cuts", "last", "layout", "lowest", "nbytes", "varies")
+
+    def __init__(self, layout: TrajectoryLayout, cuts: Sequence[tuple[Range, ...]]) -> None:
+        self.layout = layout
+        self.cuts = tuple(cuts)
+        self.lowest = min((first for ranges in cuts for first, _ in ranges), default=None)
+        self.last = max((first + length - 1 for ranges in cuts for first, length in ranges), default=0)
+        self.nbytes = sum(
+            length * step_bytes
+            for ranges, step_bytes in zip(cuts, layout.cut_bytes, strict=True)
+            for _, length in ranges
+        )
+        brought = () if layout.own is None else layout.own.specs
+        self.nbytes += sum(spec.row_bytes for spec in brought if not spec.is_variable)
+        self.varies = any(spec.is_variable for spec in brought)
 
 
 class ItemBlock(Block):
@@ -33,60 +64,49 @@ class ItemBlock(Block):
         self.lowest = NOTHING_NEEDED
         """The first step its items show."""
         self._queue = queue
+        self._shapes: list[ItemShape] = []
+        self._places: list[int] = []
         self._keys: list[int] = []
         self._priorities: list[float] = []
         self._episodes: list[int] = []
-        self._views = [_View() for _ in layout.cut_bytes]
-        self._own: list[list[Leaf]] = [[] for _ in layout.own.specs] if layout.own is not None else []
+        self._own: list[list[Any]] = [[] for _ in layout.own.specs] if layout.own is not None else []
         self._unsettled = 0
 
     def __len__(self) -> int:
         return len(self._keys)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether the next item needs another block."""
-        return self.sealed or self.nbytes >= MAX_MESSAGE_BYTES or len(self._keys) >= _MAX_ITEMS
-
     def add(
-        self,
-        key: int,
-        priority: float,
-        cuts: Sequence[tuple[Range, ...]],
-        own: Sequence[Leaf],
-        episodes: tuple[int, int],
+        self, shape: ItemShape, place: int, key: int, priority: float, own: Sequence[Any], episodes: tuple[int, int]
     ) -> None:
-        """Add an item: its distinct cuts, in the layout's order, and the values that come with it."""
+        """Add an item that stands at step `place`, and brings values of its own."""
+        self._shapes.append(shape)
+        self._places.append(place)
         self._keys.append(key)
         self._priorities.append(priority)
         self._episodes += episodes
-        for view, ranges, step_bytes in zip(self._views, cuts, self.layout.cut_bytes, strict=True):
-            if len(ranges) == 1:
-                ((first, length),) = ranges
-                view.first.append(first)
-                view.length.append(length)
-                view.counts.append(1)
-                self.nbytes += length * step_bytes
-                if first < self.lowest:
-                    self.lowest = first
-            else:
-                view.is_plain = False
-                view.counts.append(len(ranges))
-                for first, length in ranges:
-                    view.first.append(first)
-                    view.length.append(length)
-                    self.nbytes += length * step_bytes
-                    self.lowest = min(self.lowest, first)
-        for column, value in zip(self._own, own, strict=True):
-            column.append(value)
-            self.nbytes += value.nbytes if isinstance(value, np.ndarray) else len(value)
+        self.nbytes += shape.nbytes
+        if shape.lowest is not None and place + shape.lowest < self.lowest:
+            self.lowest = place + shape.lowest
+        if own:
+            for column, value in zip(self._own, own, strict=True):
+                column.append(value)
+            if shape.varies:
+                self.nbytes += self._variable_bytes(own)
         self._unsettled += 1
+
+    def _variable_bytes(self, own: Sequence[Any]) -> int:
+        assert self.layout.own is not None
+        return sum(
+            len(value) if isinstance(value, str | bytes) else value.nbytes
+            for value, spec in zip(own, self.layout.own.specs, strict=True)
+            if spec.is_variable
+        )
 
     def write(self, out: Outgoing, seq: int, start: int, stop: int) -> None:
         """Add items, with the steps their stream does not have."""
         layout = self.layout
         layout.declare(out)
-        cuts = [view.segments(start, stop) for view in self._views]
+        cuts = self._segments(start, stop)
         views = [group.send(out, cuts[cut]) for group, cut in layout.views]
         if layout.own is not None:
             columns = [
@@ -105,14 +125,24 @@ class ItemBlock(Block):
             )
         )
 
+    def _segments(self, start: int, stop: int) -> list[Segments]:
+        """Return the ranges of items, by cut."""
+        cuts = [_Cut() for _ in self.layout.cut_bytes]
+        places = iter(self._places[start:stop])
+        for shape, same in itertools.groupby(self._shapes[start:stop]):
+            at = [place for _, place in zip(same, places, strict=False)]
+            for cut, ranges in zip(cuts, shape.cuts, strict=True):
+                cut.add(at, ranges)
+        return [cut.segments() for cut in cuts]
+
     def settled(self, start: int, stop: int, error: ReplayError | None) -> None:
         """Count items down."""
         self._unsettled -= stop - start
         self._queue.settled(self, stop - start, error, is_done=self._unsettled == 0)
 
 
-class _View:
-    """The ranges that a block's items cut, one after the other; `counts` says how many each has."""
+class _Cut:
+    """The ranges that items cut, one after the other; `counts` says how many each has."""
 
     __slots__ = ("counts", "first", "is_plain", "length")
 
@@ -123,13 +153,24 @@ class _View:
         self.is_plain = True
         """Each item has one range."""
 
-    def segments(self, start: int, stop: int) -> Segments:
-        if self.is_plain:
-            return Segments(np.array(self.first[start:stop], np.int64), np.array(self.length[start:stop], np.int64))
-        counts = np.array(self.counts[start:stop], np.int64)
-        begin = sum(self.counts[:start])
-        ranges = slice(begin, begin + int(counts.sum()))
-        return Segments(np.array(self.first[ranges], np.int64), np.array(self.length[ranges], np.int64), counts)
+    def add(self, places: list[int], ranges: tuple[Range, ...]) -> None:
+        """Add the ranges of items at these steps."""
+        if len(ranges) == 1:
+            ((first, length),) = ranges
+            self.first += [place + first for place in places] if first else places
+            self.length += [length] * len(places)
+        else:
+            self.is_plain = False
+            self.first += [place + first for place in places for first, _ in ranges]
+            self.length += [length for _, length in ranges] * len(places)
+        self.counts += [len(ranges)] * len(places)
+
+    def segments(self) -> Segments:
+        return Segments(
+            np.array(self.first, np.int64),
+            np.array(self.length, np.int64),
+            None if self.is_plain else np.array(self.counts, np.int64),
+        )
 
 
 class ItemQueue:
@@ -137,12 +178,14 @@ class ItemQueue:
 
     Attributes:
         in_flight: how many items these are.
+        unsent: how many of them came since the session last had sent all there was.
         error: what ended the writer for good: a refused item, or the end of its stream.
     """
 
     def __init__(self, connection: Connection, name: str, release: Callable[[Outgoing], None]) -> None:
         self.session = InsertSession(connection, self, name)
         self.in_flight = 0
+        self.unsent = 0
         self.error: ReplayError | None = None
         self._name = name
         self._connection = connection
@@ -159,7 +202,7 @@ class ItemQueue:
 
     @property
     def has_key(self) -> bool:
-        """Whether `take_key` has one, now that new ones may have been taken without asking the server."""
+        """Whether `add` has one, now that new ones may have been taken without asking the server."""
         if not self._keys_left:
             keys = self._connection.try_next_keys(_KEYS)
             if keys is None:
@@ -175,22 +218,34 @@ class ItemQueue:
         self._next_key = int(keys[0])
         self._keys_left = len(keys)
 
-    def block(self, layout: TrajectoryLayout, table: str) -> ItemBlock:
-        """Return the block that the next item of this layout goes to; items of a table stay in order."""
+    def add(
+        self,
+        table: str,
+        shape: ItemShape,
+        place: int,
+        priority: float,
+        own: Sequence[Any],
+        episodes: tuple[int, int],
+    ) -> int:
+        """Queue an item, see `ItemBlock.add`; items of a table stay in order. Returns its key."""
         block = self._last.get(table)
-        if block is None or block.layout is not layout or block.is_full:
-            block = ItemBlock(self, layout, table)
+        if (
+            block is None
+            or block.layout is not shape.layout
+            or block.sealed
+            or block.nbytes >= MAX_MESSAGE_BYTES
+            or len(block) >= _MAX_ITEMS
+        ):
+            block = ItemBlock(self, shape.layout, table)
             self.session.submit(block)
             self._blocks[block] = None
             self._last[table] = block
-        return block
-
-    def count(self) -> int:
-        """Note that a block has got one more item; return the item's key."""
-        self.in_flight += 1
-        self._keys_left -= 1
         key = self._next_key
+        block.add(shape, place, key, priority, own, episodes)
         self._next_key = key + 1
+        self._keys_left -= 1
+        self.in_flight += 1
+        self.unsent += 1
         return key
 
     def needed_from(self) -> int:
@@ -243,6 +298,7 @@ class ItemQueue:
 
     def all_sent(self, out: Outgoing) -> None:
         """Release steps."""
+        self.unsent = 0
         self._release(out)
 
     def interrupted(self, error: Unavailable) -> None:

@@ -15,6 +15,7 @@ from reverb_async.core.variable import VariableRows, encode_rows
 from reverb_async.errors import ReplayError, Unavailable
 from reverb_async.protocol.inserting import Column, Group, InsertRequest, Items, Layout, Segments, Steps
 from reverb_async.protocol.message import Message
+from reverb_async.protocol.rows import RowBlock
 
 MAX_MESSAGE_BYTES = 4 << 20
 """A message takes no more once its buffers reach this size; one item or block may exceed it."""
@@ -29,7 +30,7 @@ class Outgoing:
         nbytes: size of the steps it carries so far.
     """
 
-    __slots__ = ("_groups", "_items", "_layouts", "_steps", "cancel", "nbytes", "release", "stream")
+    __slots__ = ("_groups", "_items", "_layouts", "_rows", "_steps", "cancel", "nbytes", "release", "stream")
 
     def __init__(self, stream: int) -> None:
         self.stream = stream
@@ -41,6 +42,7 @@ class Outgoing:
         self._layouts: list[Layout] = []
         self._steps: list[Steps] = []
         self._items: list[Items] = []
+        self._rows: list[RowBlock] = []
 
     @property
     def is_full(self) -> bool:
@@ -71,6 +73,11 @@ class Outgoing:
         self._items.append(items)
         self.nbytes += items.keys.nbytes
 
+    def add_rows(self, block: RowBlock) -> None:
+        """Add rows of a declared layout."""
+        self._rows.append(block)
+        self.nbytes += block.records.nbytes
+
     def to_message(self) -> Message | None:
         """Encode; None if there is nothing to say."""
         message = InsertRequest(
@@ -78,6 +85,7 @@ class Outgoing:
             layouts=self._layouts,
             steps=self._steps,
             items=self._items,
+            rows=self._rows,
             release=list(self.release.items()),
             cancel=self.cancel,
         ).to_message()

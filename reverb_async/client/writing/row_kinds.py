@@ -4,20 +4,54 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from reverb_async.client.checks import Target, targets_of, widened
 from reverb_async.client.writing.batch_columns import BatchColumns
 from reverb_async.client.writing.outgoing import RowGroup, SentLayout
-from reverb_async.client.writing.row_blocks import RowLayout
+from reverb_async.client.writing.row_values import RowLayout
 from reverb_async.core.info import TableInfo
 from reverb_async.core.leaf import Leaf
 from reverb_async.core.nest import Structure
 from reverb_async.core.spec import ArraySpec, as_leaf, leaf_spec
 
 Tables = tuple[str, ...]
+Wanted = list[ArraySpec | None]
+"""What signatures say of each column."""
 _CACHED = 1024
+
+
+class RowKind:
+    """Rows that go as records into the same tables.
+
+    Attributes:
+        layout: how they are sent.
+        targets: the tables.
+    """
+
+    __slots__ = ("_looks", "_paths", "_wanted", "layout", "targets")
+
+    def __init__(self, layout: RowLayout, structure: Structure, targets: tuple[Target, ...], wanted: Wanted) -> None:
+        self.layout = layout
+        self.targets = targets
+        self._looks = [(spec.dtype, spec.fixed_shape) for spec in layout.specs]
+        self._paths = structure.paths
+        self._wanted = wanted
+
+    def fitted(self, values: Sequence[object]) -> list[Any] | None:
+        """Return values that can be copied into a record as they are; None if one looks different from its column."""
+        row: list[Any] = list(values)
+        for at, (dtype, shape) in enumerate(self._looks):
+            value = row[at]
+            if not (type(value) is np.ndarray or isinstance(value, np.generic)):
+                row[at] = value = as_leaf(value, self._paths[at], self._wanted[at])
+                if not isinstance(value, np.ndarray):
+                    return None
+            if value.dtype != dtype or value.shape != shape:
+                return None
+        return row
 
 
 class RowKinds:
@@ -29,7 +63,8 @@ class RowKinds:
         self._known: dict[str, Target] = {}
         self._layouts: dict[object, RowLayout] = {}
         self._fits: dict[object, object] = {}
-        self._wanted: dict[tuple[Structure, Tables], list[ArraySpec | None]] = {}
+        self._wanted: dict[tuple[Structure, Tables], Wanted] = {}
+        self._kinds: dict[tuple[Structure, Tables], RowKind] = {}
 
     def learn(self, tables: dict[str, TableInfo]) -> dict[str, Target]:
         """Return what is known of the tables."""
@@ -38,7 +73,12 @@ class RowKinds:
             self._known = targets_of(tables)
             self._fits.clear()
             self._wanted.clear()
+            self._kinds.clear()
         return self._known
+
+    def known(self, structure: Structure, tables: Tables) -> RowKind | None:
+        """Return how the last row of this structure for these tables was sent, if it went as a record."""
+        return self._kinds.get((structure, tables))
 
     def row(
         self, structure: Structure, values: Sequence[object], targets: dict[str, Target]
@@ -63,7 +103,12 @@ class RowKinds:
             if len(self._fits) >= _CACHED:
                 self._fits.clear()
             self._fits[key] = kind
-        return row, self._layouts[kind]
+        layout = self._layouts[kind]
+        if layout.format(len(tables)) is not None:
+            if len(self._kinds) >= _CACHED:
+                self._kinds.clear()
+            self._kinds[structure, tables] = RowKind(layout, structure, tuple(targets.values()), wanted)
+        return row, layout
 
     def batch(self, columns: BatchColumns, targets: dict[str, Target]) -> RowLayout:
         """Return how a batch's rows are sent. Raises as `row`."""
@@ -73,7 +118,7 @@ class RowKinds:
             columns.check([target.by_path.get(path) for path in columns.structure.paths], f"table {name!r}")
         return self._layouts[self._fit(columns.structure, columns.specs, targets)]
 
-    def _wants(self, structure: Structure, targets: dict[str, Target]) -> list[ArraySpec | None]:
+    def _wants(self, structure: Structure, targets: dict[str, Target]) -> Wanted:
         """Return what the signatures say of each leaf; None where none does."""
         key = (structure, tuple(targets))
         wanted = self._wanted.get(key)
@@ -105,6 +150,7 @@ class RowKinds:
             leaves = [(0, column, True) for column in range(len(fitting))]
             if len(self._layouts) >= _CACHED:
                 self._layouts.clear()
+            self._kinds.clear()
             self._layouts[kind] = RowLayout(SentLayout(number, structure, [group], leaves), group)
         return kind
 

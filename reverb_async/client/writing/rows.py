@@ -15,20 +15,11 @@ from reverb_async.client.connector import NOW_S
 from reverb_async.client.writing.batch_columns import BatchColumns
 from reverb_async.client.writing.insert_session import CLOSE_S, Connection, InsertSession
 from reverb_async.client.writing.outgoing import MAX_MESSAGE_BYTES, Block, Outgoing
-from reverb_async.client.writing.row_blocks import (
-    MAX_ROWS,
-    BatchRows,
-    Call,
-    Deadline,
-    RowLayout,
-    SingleRows,
-    as_rows_of,
-    part_of,
-)
+from reverb_async.client.writing.row_blocks import MAX_ROWS, BatchRows, Call, Deadline, SingleRows
 from reverb_async.client.writing.row_kinds import RowKinds
-from reverb_async.core.nest import flatten
+from reverb_async.client.writing.row_values import BatchRecords, BatchValues, RowLayout, Tables, as_rows_of
+from reverb_async.core.nest import Structure, flatten
 from reverb_async.core.spec import as_leaf
-from reverb_async.core.variable import VariableRows
 from reverb_async.errors import (
     Closed,
     DeadlineExceeded,
@@ -39,8 +30,6 @@ from reverb_async.errors import (
     TableNotFound,
     Unavailable,
 )
-
-Tables = tuple[str, ...]
 
 _CUTS_PER_TURN = 8
 _T = TypeVar("_T")
@@ -67,7 +56,46 @@ class RowInserter:
         """Insert one row into one or several tables, in one step. See `Client.insert`."""
         check_timeout(timeout)
         self._check_usable()
+        _check_priorities(priorities)
         leaves, structure = flatten(data)
+        if timeout is None and (known := self._insert_known(leaves, structure, priorities)) is not None:
+            call, block, keys = known
+            await self._wait(call, [block], None)
+            if call.error is not None:
+                raise _refused(call.error, {name: np.empty(0, np.uint64) for name in priorities})
+            return dict(zip(priorities, keys, strict=True))
+        return await self._insert(leaves, structure, priorities, timeout)
+
+    def _insert_known(
+        self, leaves: list[object], structure: Structure, priorities: Mapping[str, float | None]
+    ) -> tuple[Call, Block, list[int]] | None:
+        """Queue a row of a kind that was inserted before; None if it is of no such kind, or something must be asked."""
+        tables = self._connection.known_tables
+        if tables is None:
+            return None
+        self._kinds.learn(tables)
+        kind = self._kinds.known(structure, tuple(priorities))
+        row = None if kind is None else kind.fitted(leaves)
+        if kind is None or row is None:
+            return None
+        weights = [target.priority(priorities[target.name]) for target in kind.targets]
+        keys = []
+        for _ in weights:
+            if (key := self._connection.try_next_key()) is None:
+                return None
+            keys.append(key)
+        call = Call(1)
+        block = self._open_block(kind.layout, tuple(priorities), None)
+        block.add(call, row, keys, weights)
+        return call, block, keys
+
+    async def _insert(
+        self,
+        leaves: list[object],
+        structure: Structure,
+        priorities: Mapping[str, float | None],
+        timeout: float | None,
+    ) -> dict[str, int]:
         if not leaves:
             raise InvalidArgument("there is nothing to insert: the data have no values")
         values = [_kept(leaf, path) for leaf, path in zip(leaves, structure.paths, strict=True)]
@@ -92,14 +120,29 @@ class RowInserter:
         """Insert rows, in their order. See `Client.insert_batch`."""
         check_timeout(timeout)
         self._check_usable()
+        _check_priorities(priorities)
         columns = BatchColumns(batch)
         deadline = Deadline(timeout)
-        targets, layout = await self._fitted(lambda targets: self._kinds.batch(columns, targets), priorities, timeout)
+        targets, layout = await self._fitted(
+            lambda targets: self._kinds.batch(columns, targets), priorities, timeout, columns.keep
+        )
         tables, count = tuple(targets), columns.count
         weights = np.stack([target.priorities(priorities[name], count) for name, target in targets.items()])
-        keys = (await self._keys(len(tables) * count, timeout)).reshape(len(tables), count)
+        new_keys = self._connection.try_next_keys(len(tables) * count)
+        if new_keys is None:
+            columns.keep()
+            new_keys = await self._keys(len(tables) * count, timeout)
+        keys = new_keys.reshape(len(tables), count)
+        form = layout.format(len(tables))
+        if form is None:
+            columns.keep()
         data = [as_rows_of(column, spec) for column, spec in zip(columns.columns, layout.specs, strict=True)]
-        cuts = _cuts(data, count)
+        values = (
+            BatchValues(layout, keys, weights, data)
+            if form is None
+            else BatchRecords(layout, form, keys, weights, data)
+        )
+        cuts = _cuts(values.nbytes, count)
         # Rows go out in turns, the next when those before are in: a server reads no further while very many wait.
         # With a timeout each cut is a turn, for what is admitted must be the first rows.
         per_turn = _CUTS_PER_TURN if timeout is None else 1
@@ -108,18 +151,7 @@ class RowInserter:
         for turn in turns:
             call = Call(turn[-1][1] - turn[0][0])
             blocks = [
-                BatchRows(
-                    layout,
-                    tables,
-                    deadline.left(),
-                    call,
-                    start,
-                    np.ascontiguousarray(keys[:, start:stop]),
-                    np.ascontiguousarray(weights[:, start:stop]),
-                    [part_of(column, start, stop) for column in data],
-                    self._forget,
-                )
-                for start, stop in turn
+                BatchRows(values, tables, deadline.left(), call, start, stop, self._forget) for start, stop in turn
             ]
             for block in blocks:
                 self._submit(block)
@@ -147,32 +179,29 @@ class RowInserter:
             raise Closed(f"the client of {self._connection.address} was closed")
 
     async def _fitted(
-        self, fit: Callable[[dict[str, Target]], _T], priorities: Mapping[str, Any], timeout: float | None
+        self,
+        fit: Callable[[dict[str, Target]], _T],
+        priorities: Mapping[str, Any],
+        timeout: float | None,
+        before_waiting: Callable[[], None] | None = None,
     ) -> tuple[dict[str, Target], _T]:
         """Return the tables, and what `fit` makes of them."""
-        targets = await self._targets(priorities, timeout)
-        with suppress(SignatureMismatch):
-            return targets, fit(targets)
-        # The server may have been replaced by one with other tables.
-        targets = await self._targets(priorities, timeout, refresh=True)
-        return targets, fit(targets)
-
-    async def _targets(
-        self, priorities: Mapping[str, Any], timeout: float | None, *, refresh: bool = False
-    ) -> dict[str, Target]:
-        if not isinstance(priorities, Mapping) or not priorities:
-            raise InvalidArgument(
-                f"priorities say which tables the data go to, as in priorities={{'replay': 1.0}}, "
-                f"got {priorities!r:.60}"
-            )
+        tables = self._connection.known_tables
+        if tables is not None and tables.keys() >= priorities.keys():
+            known = self._kinds.learn(tables)
+            targets = {name: known[name] for name in priorities}
+            with suppress(SignatureMismatch):
+                return targets, fit(targets)
+        # None were asked for yet, or the server was replaced by one with other tables.
+        if before_waiting is not None:
+            before_waiting()
         async with self._answer_within(timeout):
-            known = self._kinds.learn(await self._connection.tables(refresh))
-            if not known.keys() >= priorities.keys():
-                known = self._kinds.learn(await self._connection.tables(True))
+            known = self._kinds.learn(await self._connection.tables(tables is not None))
         for name in priorities:
             if name not in known:
                 raise TableNotFound(name, known)
-        return {name: known[name] for name in priorities}
+        targets = {name: known[name] for name in priorities}
+        return targets, fit(targets)
 
     async def _keys(self, count: int, timeout: float | None) -> NDArray[np.uint64]:
         keys = self._connection.try_next_keys(count)
@@ -226,7 +255,7 @@ class RowInserter:
         except ReplayError as error:
             call.settled(0, 1, error)
         else:
-            again.add(call, block.rows[at], block.keys[at], block.priorities[at])
+            again.add_from(block, at)
 
     async def _wait(self, call: Call, blocks: Sequence[Block], timeout: float | None) -> None:
         """Wait until all rows are settled; the server keeps the time, as long as it answers."""
@@ -280,6 +309,13 @@ class RowInserter:
         """Do nothing: the calls know, and the next one opens another session."""
 
 
+def _check_priorities(priorities: object) -> None:
+    if not isinstance(priorities, Mapping) or not priorities:
+        raise InvalidArgument(
+            f"priorities say which tables the data go to, as in priorities={{'replay': 1.0}}, got {priorities!r:.60}"
+        )
+
+
 def _kept(leaf: object, path: tuple[str | int, ...]) -> object:
     """Return what does not change when the caller goes on: arrays are copied."""
     if type(leaf) in (bool, int, float, complex, str, bytes):
@@ -288,9 +324,8 @@ def _kept(leaf: object, path: tuple[str | int, ...]) -> object:
     return value.copy() if isinstance(value, np.ndarray) else value
 
 
-def _cuts(columns: Sequence[Any], count: int) -> list[tuple[int, int]]:
+def _cuts(nbytes: int, count: int) -> list[tuple[int, int]]:
     """Cut rows into parts (start, stop) that make good messages."""
-    nbytes = sum(column.data.nbytes if isinstance(column, VariableRows) else column.nbytes for column in columns)
     step = max(1, min(MAX_ROWS, MAX_MESSAGE_BYTES * count // max(nbytes, 1)))
     return [(start, min(start + step, count)) for start in range(0, count, step)]
 

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from reverb_async.client.checks import MAX_VARIABLE_RANK, Target
-from reverb_async.client.writing.columns import Clock, ColumnBuffer
+from reverb_async.client.writing.clock import Clock
+from reverb_async.client.writing.columns import ColumnBuffer
 from reverb_async.client.writing.history import ColumnHistory
+from reverb_async.client.writing.plan import Plan
 from reverb_async.core.nest import Path, Structure, flatten
 from reverb_async.core.ragged import Ragged
 from reverb_async.core.spec import ArraySpec, as_leaf, leaf_spec
@@ -43,8 +45,8 @@ class StepBuffer:
         self._on_loosened = on_loosened
         self._columns: dict[Path, ColumnBuffer] = {}
         self._structure: Structure | None = None
-        self._plans: dict[Structure, list[ColumnBuffer]] = {}
-        self._last: tuple[Structure | None, list[ColumnBuffer]] = (None, [])
+        self._plans: dict[Structure, Plan] = {}
+        self._last: tuple[Structure | None, Plan] = (None, Plan((), self.clock))
         self._history: Any = None
         self._episode_starts = [0]
         self._first_episode = 0
@@ -61,27 +63,19 @@ class StepBuffer:
     def _put(self, structure: Structure, leaves: Sequence[object], is_partial: bool) -> None:
         clock = self.clock
         step = clock.end - 1 if clock.is_open else clock.end
-        known, columns = self._last
+        known, plan = self._last
         if structure is not known:
-            columns = self._plans.get(structure) or self._planned(structure, leaves, step)
-        done = 0
-        try:
-            for column, leaf in zip(columns, leaves, strict=True):
-                column.put(step, leaf, self._loosen)
-                done += 1
-        except BaseException:
-            for column in columns[:done]:
-                column.unput(step)
-            raise
+            plan = self._plans.get(structure) or self._planned(structure, leaves, step)
+        plan.put(step, leaves, self._loosen)
         if structure is not known:
-            self._remember(structure, columns)
+            self._remember(structure, plan)
         clock.end = step + 1
         clock.version += 1
         clock.is_open = is_partial
         if not is_partial:
             self.episode_steps += 1
 
-    def _planned(self, structure: Structure, leaves: Sequence[object], step: int) -> list[ColumnBuffer]:
+    def _planned(self, structure: Structure, leaves: Sequence[object], step: int) -> Plan:
         """Return the columns of a structure not seen before; new ones among them count only once `_remember`ed."""
         if self._structure is not None:
             self._structure.merge(structure)
@@ -93,7 +87,7 @@ class StepBuffer:
                 column = self._new_column(path, num_columns, leaf, step)
                 num_columns += 1
             columns.append(column)
-        return columns
+        return Plan(columns, self.clock)
 
     def _new_column(self, path: Path, index: int, value: object, step: int) -> ColumnBuffer:
         wanted = next((target.by_path[path] for target in self._targets() if path in target.by_path), None)
@@ -103,15 +97,15 @@ class StepBuffer:
             spec = self._loosened(path, spec, spec.shape) or spec
         return ColumnBuffer(path, index, self.clock, self._keep_of.get(path, self._keep), spec, step)
 
-    def _remember(self, structure: Structure, columns: list[ColumnBuffer]) -> None:
+    def _remember(self, structure: Structure, plan: Plan) -> None:
         if structure not in self._plans:
             if len(self._plans) >= _CACHED:
                 self._plans.clear()
-            self._plans[structure] = columns
+            self._plans[structure] = plan
             self._structure = structure if self._structure is None else self._structure.merge(structure)
-            self._columns.update((column.path, column) for column in columns)
+            self._columns.update((column.path, column) for column in plan.columns)
             self._history = None
-        self._last = (structure, columns)
+        self._last = (structure, plan)
 
     def append_sequence(self, steps: object) -> None:
         """Store copies of several steps. See `TrajectoryWriter.append_sequence`."""
@@ -140,8 +134,8 @@ class StepBuffer:
         first = [sequence[0] for sequence in sequences if len(sequence)]
         if len(first) < len(sequences):
             return
-        columns = self._plans.get(structure) or self._planned(structure, first, self.clock.end)
-        for column, sequence in zip(columns, sequences, strict=True):
+        plan = self._plans.get(structure) or self._planned(structure, first, self.clock.end)
+        for column, sequence in zip(plan.columns, sequences, strict=True):
             # Elements of an array are all alike.
             for element in sequence if isinstance(sequence, Ragged) else sequence[:1]:
                 column.checked(element, self._loosen)
@@ -204,6 +198,8 @@ class StepBuffer:
         if clear:
             clock.origin = clock.end
             starts.clear()
+            for column in self._columns.values():
+                column.cleared()
         starts.append(clock.end)
         first_kept = min((column.first_kept for column in self._columns.values()), default=clock.end)
         while len(starts) > 1 and (starts[1] <= first_kept or len(starts) > _MAX_EPISODES):

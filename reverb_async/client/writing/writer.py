@@ -25,6 +25,9 @@ from reverb_async.errors import Closed, DeadlineExceeded, InvalidArgument, Repla
 
 logger = logging.getLogger("reverb_async")
 
+_TURN = 32
+"""After so many items in a row `create_item` gives the loop a turn."""
+
 _numbers = itertools.count(1)
 
 
@@ -173,7 +176,11 @@ class TrajectoryWriter:
         if timeout is not None:
             check_timeout(timeout)
         self._check_usable()
-        queue, targets = self._queue, self._steps.targets
+        queue = self._queue
+        if queue.unsent >= _TURN:  # Let the session send them, so that the server works on them meanwhile.
+            await asyncio.sleep(0)
+            self._check_usable()
+        targets = self._steps.targets
         if queue.in_flight >= self._max_in_flight or targets is None or table not in targets or not queue.has_key:
             await self._make_ready(table, timeout)
         try:

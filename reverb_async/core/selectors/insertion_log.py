@@ -50,7 +50,7 @@ class InsertionLog:
         return self._numbers.take(slots) > 0
 
     def numbers(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the insertion numbers of slots in the log."""
+        """Return the insertion numbers of slots, -1 for those not in the log."""
         return self._numbers.take(slots) - 1
 
     def append(self, slots: NDArray[np.int64]) -> None:

@@ -70,9 +70,7 @@ class OrderedState:
 
     def insert(self, slots: Slots, priorities: Priorities) -> None:
         """Add slots; see `SelectorState`."""
-        present = self._log.contains(slots)
-        if present.any():
-            raise refuse_present(slots, present)
+        self._refuse_present(slots)
         self._log.append(slots)
 
     def delete(self, slots: Slots) -> None:
@@ -84,10 +82,13 @@ class OrderedState:
         """Do nothing to slots that are present; see `SelectorState`."""
         self._require(slots)
 
+    def _refuse_present(self, slots: Slots) -> None:
+        if self._log.numbers(slots).max(initial=-1) >= 0:
+            raise refuse_present(slots, self._log.contains(slots))
+
     def _require(self, slots: Slots) -> None:
-        present = self._log.contains(slots)
-        if not present.all():
-            raise refuse_absent(slots, ~present)
+        if self._log.numbers(slots).min(initial=0) < 0:
+            raise refuse_absent(slots, ~self._log.contains(slots))
 
     def clear(self) -> None:
         """Remove all slots; see `SelectorState`."""
@@ -110,7 +111,5 @@ class OrderedState:
 
     def restore(self, slots: Slots, priorities: Priorities, places: Places) -> None:
         """Add slots as if they had been inserted at `places`; see `SelectorState`."""
-        present = self._log.contains(slots)
-        if present.any():
-            raise refuse_present(slots, present)
+        self._refuse_present(slots)
         self._log.put_back(slots, places)

@@ -9,12 +9,16 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from reverb_async.core.runs import as_run
 from reverb_async.core.selectors.base import (
     Places,
     Priorities,
     Probabilities,
     Slots,
+    check_capacity,
+    refuse_absent,
     refuse_order,
+    refuse_present,
 )
 from reverb_async.core.selectors.sum_tree import SumTree
 from reverb_async.core.selectors.uniform import UniformState
@@ -92,41 +96,70 @@ class Prioritized:
 
 
 class PrioritizedState:
-    """A sum tree over slots; beside it the set of slots present, which also draws while all weights are zero."""
+    """A sum tree over slots; beside it the set of slots of weight zero, which are drawn when there are no others."""
 
     def __init__(self, selector: Prioritized, capacity: int) -> None:
         self._selector = selector
-        self._members = UniformState(capacity)
+        self._capacity = check_capacity(capacity)
         self._tree = SumTree(capacity)
+        self._zeros = UniformState(capacity)
+        self._present = np.zeros(capacity, np.bool_)
+        self._size = 0
 
     def __len__(self) -> int:
-        return len(self._members)
+        return self._size
 
     def insert(self, slots: Slots, priorities: Priorities) -> None:
         """Add slots; see `SelectorState`."""
-        self._members.insert(slots, priorities)
-        self._tree.set(slots, self._selector.weights(priorities))
+        at = as_run(slots) or slots
+        present = self._present[at]
+        if present.any():
+            raise refuse_present(slots, present)
+        weights = self._selector.weights(priorities)
+        self._present[at] = True
+        self._size += len(slots)
+        self._tree.set(slots, weights)
+        if not weights.all():
+            zero = slots[weights == 0.0]
+            self._zeros.insert(zero, np.zeros(len(zero)))
 
     def delete(self, slots: Slots) -> None:
         """Remove slots; see `SelectorState`."""
-        self._members.delete(slots)
-        self._tree.set(slots, np.zeros(len(slots)))
+        at = as_run(slots) or slots
+        self._require(slots, at)
+        self._present[at] = False
+        self._size -= len(slots)
+        self._tree.set(slots, 0.0)
+        if len(self._zeros):
+            self._zeros.delete(slots[self._zeros.contains(slots)])
 
     def update(self, slots: Slots, priorities: Priorities) -> None:
         """Give slots new priorities; see `SelectorState`."""
-        self._members.require(slots)
-        self._tree.set(slots, self._selector.weights(priorities))
+        self._require(slots, slots)
+        weights = self._selector.weights(priorities)
+        self._tree.set(slots, weights)
+        if len(self._zeros) or not weights.all():
+            was_zero, is_zero = self._zeros.contains(slots), weights == 0.0
+            self._zeros.delete(slots[was_zero & ~is_zero])
+            self._zeros.insert(slots[is_zero & ~was_zero], weights[is_zero & ~was_zero])
+
+    def _require(self, slots: Slots, at: Slots | slice) -> None:
+        present = self._present[at]
+        if not present.all():
+            raise refuse_absent(slots, ~present)
 
     def clear(self) -> None:
         """Remove all slots; see `SelectorState`."""
-        self._members.clear()
         self._tree.clear()
+        self._zeros.clear()
+        self._present = np.zeros(self._capacity, np.bool_)
+        self._size = 0
 
     def sample(self, n: int, rng: np.random.Generator) -> tuple[Slots, Probabilities]:
         """Draw `n` slots in proportion to their weights; see `SelectorState`."""
         total = self._tree.total
         if total == 0.0:
-            return self._members.sample(n, rng)
+            return self._zeros.sample(n, rng)
         slots = self._tree.draw(n, rng)
         return slots, self._tree.get(slots) / total
 
@@ -136,7 +169,8 @@ class PrioritizedState:
 
     def place(self, slots: Slots) -> Places:
         """Return zeros: there is no order; see `SelectorState`."""
-        return self._members.place(slots)
+        self._require(slots, slots)
+        return np.zeros(len(slots), np.int64)
 
     def restore(self, slots: Slots, priorities: Priorities, places: Places) -> None:
         """Add slots; see `SelectorState`."""

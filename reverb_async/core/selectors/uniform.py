@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
+from reverb_async.core.runs import as_run
 from reverb_async.core.selectors.base import (
     Places,
     Priorities,
@@ -62,11 +64,12 @@ class UniformState:
             self._slots[size] = slot
             self._positions[slot] = self._size = size + 1
             return
-        if self._positions.take(slots).any():
+        at = as_run(slots) or slots
+        if self._positions[at].any():
             raise refuse_present(slots, self._positions.take(slots) > 0)
         end = size + len(slots)
         self._slots[size:end] = slots
-        self._positions[slots] = np.arange(size + 1, end + 1, dtype=np.int32)
+        self._positions[at] = np.arange(size + 1, end + 1, dtype=np.int32)
         self._size = end
 
     def delete(self, slots: Slots) -> None:
@@ -105,6 +108,10 @@ class UniformState:
         positions = self._positions.take(slots)
         if not positions.all():
             raise refuse_absent(slots, positions == 0)
+
+    def contains(self, slots: Slots) -> NDArray[np.bool_]:
+        """Return which slots are present, ``[n]``."""
+        return self._positions.take(slots) > 0
 
     def clear(self) -> None:
         """Remove all slots; see `SelectorState`."""

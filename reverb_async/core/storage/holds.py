@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from reverb_async.core.runs import as_run
+
 Rows = NDArray[np.int64]
 
 _PIN_BIT = 36
@@ -12,19 +14,6 @@ PIN = 1 << _PIN_BIT
 """One pin. References are counted in the bits below, pins in the 27 bits above: each reference or pin of a row costs
 its holder at least eight bytes of memory, so neither count can run over."""
 REFERENCES = PIN - 1
-
-
-def as_run(rows: Rows) -> slice | None:
-    """Return `rows` as a slice if they are consecutive and ascending (and at least one)."""
-    n = len(rows)
-    if n == 0:
-        return None
-    first: int = rows.item(0)
-    if n == 1:
-        return slice(first, first + 1)
-    if rows.item(n - 1) - first != n - 1 or np.count_nonzero(rows == np.arange(first, first + n)) != n:
-        return None
-    return slice(first, first + n)
 
 
 class Holds:

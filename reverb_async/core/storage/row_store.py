@@ -9,11 +9,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from reverb_async.core.runs import as_run
 from reverb_async.core.spec import ArraySpec
 from reverb_async.core.storage.backing import Backing, PlatformBacking, aligned_empty
 from reverb_async.core.storage.columns import Column, Columns
 from reverb_async.core.storage.extents import Extents
-from reverb_async.core.storage.holds import Holds, Rows, as_run
+from reverb_async.core.storage.holds import Holds, Rows
 from reverb_async.core.variable import VariableRows
 
 Handles = NDArray[np.uint64]
@@ -169,6 +170,13 @@ class RowStore:
         else:
             assert values.shape == (len(rows), *target.shape[1:])
             target[at] = values
+
+    def write_all(self, rows: Rows, values: Sequence[NDArray[np.generic]]) -> None:
+        """Fill all columns of rows the caller leased, none of them variable; see `write`."""
+        at = as_run(rows) or rows
+        for target, column in zip(self.columns, values, strict=True):
+            assert column.shape == (len(rows), *target.shape[1:])
+            target[at] = column
 
     def retain(self, rows: Rows) -> None:
         """Add a reference to each of `rows`."""

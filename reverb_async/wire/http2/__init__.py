@@ -5,7 +5,15 @@ This package alone touches private names of grpclib and h2; `pyproject.toml` kee
 
 from reverb_async.wire.http2.client import Call, ReplayChannel
 from reverb_async.wire.http2.connection import MAX_MESSAGE_BYTES
-from reverb_async.wire.http2.server import ReplayServer, abort_server_stream
+from reverb_async.wire.http2.server import ReplayServer, abort_server_stream, transport_of
 from reverb_async.wire.http2.window import WindowBudget
 
-__all__ = ["MAX_MESSAGE_BYTES", "Call", "ReplayChannel", "ReplayServer", "WindowBudget", "abort_server_stream"]
+__all__ = [
+    "MAX_MESSAGE_BYTES",
+    "Call",
+    "ReplayChannel",
+    "ReplayServer",
+    "WindowBudget",
+    "abort_server_stream",
+    "transport_of",
+]

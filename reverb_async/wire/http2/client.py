@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import grpclib.client
 from grpclib.const import Status
@@ -14,8 +14,11 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.metadata import USER_AGENT, decode_bin_value, decode_grpc_message
 from grpclib.protocol import H2Protocol
 
-from reverb_async.wire.grpc_codec import GrpcCodec
+from reverb_async.core.buffer_pool import BufferPool
+from reverb_async.wire.codec import Body, Encoded
+from reverb_async.wire.grpc_codec import GrpcCodec, decode_body, encode_chunks
 from reverb_async.wire.http2.connection import MAX_MESSAGE_BYTES, Endpoint, Protocol
+from reverb_async.wire.http2.data_path import chosen_protocol
 from reverb_async.wire.http2.stream import Stream
 from reverb_async.wire.http2.window import LARGEST_WINDOW
 from reverb_async.wire.status import ERROR_KEY, unpack_details
@@ -42,14 +45,15 @@ class ReplayChannel(grpclib.client.Channel):
         connect_timeout: float | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
+        chosen_protocol()  # refuses a choice that is none now, instead of the first call
         self._connect_timeout = connect_timeout
         self._endpoint = Endpoint(stream_window=LARGEST_WINDOW, max_message_bytes=max_message_bytes)
         codec = codec or GrpcCodec(owned=True)
         super().__init__(host, port, path=path, codec=codec, ssl=ssl, config=self._endpoint.config)
 
-    def _protocol_factory(self) -> Protocol:
+    def _protocol_factory(self) -> H2Protocol:
         made = super()._protocol_factory()
-        return Protocol(made.handler, made.config, made.h2_config, self._endpoint)
+        return cast("H2Protocol", chosen_protocol()(made.handler, made.config, made.h2_config, self._endpoint))
 
     async def __connect__(self) -> H2Protocol:
         """Return the connection, made now if there is none.
@@ -74,8 +78,7 @@ class ReplayChannel(grpclib.client.Channel):
             OSError: there is no connection to be had.
             StreamTerminatedError: it was lost just now.
         """
-        protocol = await self.__connect__()
-        assert isinstance(protocol, Protocol)
+        protocol = cast("Protocol", await self.__connect__())
         stream = protocol.connection.create_stream()
         headers = [
             (":method", "POST"),
@@ -103,6 +106,11 @@ class Call:
         self._codec = codec
         self._ended = False
 
+    @property
+    def pool(self) -> BufferPool:
+        """Where its connection takes the memory of long messages from."""
+        return self._stream.connection.pool
+
     async def send(self, message: Any, message_type: type, *, end: bool = False) -> None:
         """Send a message, and with it the end of this side.
 
@@ -110,10 +118,13 @@ class Call:
             GRPCError: the server has ended the call with an error.
             StreamTerminatedError: the stream is gone.
         """
+        await self.send_encoded(encode_chunks(self._codec, message, message_type), end=end)
+
+    async def send_encoded(self, message: Encoded, *, end: bool = False) -> None:
+        """Send a message that is encoded already; see `send`."""
         assert not self._ended
-        body = self._codec.encode(message, message_type)
         try:
-            await self._stream.send_data(b"\0" + len(body).to_bytes(4, "big") + body, end_stream=end)
+            await self._stream.send_message(message, end_stream=end)
         except StreamTerminatedError:
             self._raise_for_status()
             raise
@@ -126,14 +137,16 @@ class Call:
             GRPCError: the call has failed, or the message is malformed or too long.
             StreamTerminatedError: the stream is gone.
         """
+        body = await self.receive_body()
+        return None if body is None else decode_body(self._codec, body, message_type)
+
+    async def receive_body(self) -> Body | None:
+        """Return the next message as it was received; see `receive`."""
         stream = self._stream
-        prefix = await stream.recv_data(5)
-        if prefix:
-            body = await stream.recv_data(int.from_bytes(prefix[1:], "big"))
-            return self._codec.decode(body, message_type)
-        if not self._raise_for_status():
+        body = await stream.receive()
+        if body is None and not self._raise_for_status():
             raise StreamTerminatedError(stream.terminated or "the server ended the stream without a status")
-        return None
+        return body
 
     async def end(self) -> None:
         """End this side.

@@ -20,6 +20,7 @@ from h2.frame_buffer import FrameBuffer
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import DataFrame, Frame
 
+from reverb_async.core.buffer_pool import BufferPool
 from reverb_async.wire.http2.stream import Stream
 from reverb_async.wire.http2.window import CONNECTION_WINDOW, INITIAL_WINDOW, WindowBudget
 
@@ -41,6 +42,7 @@ class Endpoint:
         max_message_bytes: longer messages are refused before they are read.
         message_limits: other limits for some services, by full name.
         window_budget: lets windows of streams grow; None keeps them as they are.
+        pool: memory for long messages.
         connections: those that live.
         idle: set while there are none.
     """
@@ -49,6 +51,7 @@ class Endpoint:
     max_message_bytes: int = MAX_MESSAGE_BYTES
     message_limits: dict[str, int] = field(default_factory=dict)
     window_budget: WindowBudget | None = None
+    pool: BufferPool = field(default_factory=BufferPool)
     connections: set[Protocol] = field(default_factory=set)
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -129,6 +132,7 @@ class Connection(grpclib.protocol.Connection):
         super().__init__(h2_connection, transport, config=config)
         self.max_message_bytes = endpoint.max_message_bytes
         self.window_budget = endpoint.window_budget
+        self.pool = endpoint.pool
         self.client_side = bool(h2_connection.config.client_side)
         self._loop = asyncio.get_running_loop()
 
@@ -164,7 +168,7 @@ class Processor(grpclib.protocol.EventsProcessor):
     def __init__(self, handler: grpclib.protocol.AbstractHandler, connection: Connection, endpoint: Endpoint) -> None:
         super().__init__(handler, connection)
         self._endpoint = endpoint
-        self._closed = False
+        self.closed = False
 
     def register(self, stream: grpclib.protocol.Stream) -> Callable[[], None]:
         """Route a stream's events to it until the function that is returned is called; twice does no harm."""
@@ -178,15 +182,13 @@ class Processor(grpclib.protocol.EventsProcessor):
         self.streams.pop(stream.id, None)
         stream.close_window()
         self.connection.stream_close_waiter.set()
-        unread = stream.buffer.unacked_size()
-        if not self.connection.is_closing():
-            self.connection.ack(stream.id, unread)
+        stream.drop_unread()
 
     def close(self, reason: str = "Connection closed") -> None:
         """Close the connection and end every stream."""
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
         self.connection.close()
         self.handler.close()
         for stream in list(self.streams.values()):
@@ -194,7 +196,7 @@ class Processor(grpclib.protocol.EventsProcessor):
 
     def process(self, event: Event) -> None:
         """Act on an event."""
-        if event.__class__ in self.processors and not self._closed:
+        if event.__class__ in self.processors and not self.closed:
             super().process(event)
 
     def process_request_received(self, event: RequestReceived) -> None:
@@ -216,10 +218,11 @@ class Processor(grpclib.protocol.EventsProcessor):
             self._release(stream)
 
 
-class Protocol(grpclib.protocol.H2Protocol):
-    """Connects a transport with the classes above."""
+class Protocol:
+    """Connects a transport with the classes above; `data_received` takes what came in."""
 
     connection: Connection
+    make_connection: type[Connection] = Connection
 
     def __init__(
         self,
@@ -228,7 +231,9 @@ class Protocol(grpclib.protocol.H2Protocol):
         h2_config: H2Configuration,
         endpoint: Endpoint,
     ) -> None:
-        super().__init__(handler, config, h2_config)
+        self.handler = handler
+        self.config = config
+        self.h2_config = h2_config
         self._endpoint = endpoint
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -238,7 +243,7 @@ class Protocol(grpclib.protocol.H2Protocol):
             grpclib.protocol._set_nodelay(sock)
         self._transport = cast("asyncio.Transport", transport)
         h2_connection = _open_h2(self.h2_config, self._endpoint.stream_window)
-        self.connection = Connection(h2_connection, self._transport, self._endpoint, self.config)
+        self.connection = self.make_connection(h2_connection, self._transport, self._endpoint, self.config)
         self.connection.flush()
         self.connection.initialize()
         self.processor = Processor(self.handler, self.connection, self._endpoint)
@@ -258,6 +263,14 @@ class Protocol(grpclib.protocol.H2Protocol):
             self.processor.process(event)
         self.connection.flush()
 
+    def pause_writing(self) -> None:
+        """Let senders wait until the transport has got rid of what it holds."""
+        self.connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Let senders go on."""
+        self.connection.resume_writing()
+
     def eof_received(self) -> None:
         """Close when the peer closes."""
         self.processor.close("Connection closed by the peer")
@@ -270,3 +283,7 @@ class Protocol(grpclib.protocol.H2Protocol):
     def abort(self) -> None:
         """Close the connection at once; what was not sent is lost."""
         self._transport.abort()
+
+
+class StockProtocol(Protocol, asyncio.Protocol):
+    """Lets h2 handle every frame."""

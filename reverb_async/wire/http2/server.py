@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any, cast
 import grpclib.server
 from grpclib.encoding.base import CodecBase
 from grpclib.events import SendTrailingMetadata, listen
+from grpclib.protocol import H2Protocol
 
 from reverb_async.wire.grpc_codec import GrpcCodec
-from reverb_async.wire.http2.connection import MAX_MESSAGE_BYTES, Endpoint, Protocol
+from reverb_async.wire.http2.connection import MAX_MESSAGE_BYTES, Endpoint
+from reverb_async.wire.http2.data_path import chosen_protocol
+from reverb_async.wire.http2.stream import Stream
 from reverb_async.wire.http2.window import WindowBudget
 from reverb_async.wire.status import ERROR_KEY, pack_details
 
 if TYPE_CHECKING:
     from grpclib._typing import IServable
-
-    from reverb_async.wire.http2.stream import Stream
 
 WINDOW_BYTES = 256 << 20
 
@@ -50,12 +51,13 @@ class ReplayServer(grpclib.server.Server):
             message_limits=dict(message_limits or {}),
             window_budget=self.window_budget,
         )
+        chosen_protocol()  # refuses a choice that is none now, instead of every connection later
         super().__init__(handlers, codec=codec or GrpcCodec(), config=self._endpoint.config)
         listen(self, SendTrailingMetadata, _add_details)
 
-    def _protocol_factory(self) -> Protocol:
+    def _protocol_factory(self) -> H2Protocol:
         made = super()._protocol_factory()
-        return Protocol(made.handler, made.config, made.h2_config, self._endpoint)
+        return cast("H2Protocol", chosen_protocol()(made.handler, made.config, made.h2_config, self._endpoint))
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
@@ -97,7 +99,13 @@ async def _add_details(event: SendTrailingMetadata) -> None:
         event.metadata[ERROR_KEY] = pack_details(event.status_details)
 
 
+def transport_of(stream: grpclib.server.Stream[Any, Any]) -> Stream:
+    """Return the HTTP/2 stream under a handler's stream."""
+    assert isinstance(stream._stream, Stream)
+    return stream._stream
+
+
 def abort_server_stream(stream: grpclib.server.Stream[Any, Any]) -> None:
     """Reset a stream from within its handler; never waits. What the handler does afterwards reaches nobody."""
     stream._cancel_done = True
-    cast("Stream", stream._stream).abort("aborted")
+    transport_of(stream).abort("aborted")

@@ -18,6 +18,7 @@ from h2.errors import ErrorCodes
 from h2.exceptions import StreamClosedError, TooManyStreamsError
 
 from reverb_async.errors import InvalidArgument, ResourceExhausted
+from reverb_async.wire.codec import Body, Encoded
 from reverb_async.wire.http2.window import StreamWindow
 from reverb_async.wire.status import to_grpc_error
 
@@ -28,6 +29,11 @@ PREFIX_BYTES = 5
 """What gRPC puts before each message: a byte that says whether it is compressed, and its length."""
 
 Headers = list[tuple[str, str]]
+
+
+def message_prefix(size: int) -> bytes:
+    """Return what goes before an uncompressed message of `size` bytes."""
+    return b"\0" + size.to_bytes(4, "big")
 
 
 class ReceiveBuffer:
@@ -141,7 +147,7 @@ class Stream(grpclib.protocol.Stream):
             self._body_is_next = False
             body = await self.buffer.read(size)
             if len(body) < size:
-                raise self._cut_off(size - len(body))
+                raise self.cut_off(size - len(body))
             self._prefix = b""
             return body
         if not self._prefix:
@@ -153,26 +159,47 @@ class Stream(grpclib.protocol.Stream):
         self._body_is_next = True
         return self._prefix
 
+    async def receive(self) -> Body | None:
+        """Return the next message's body, None at the end of the stream. Cancelling loses nothing.
+
+        Raises:
+            GRPCError: the message is too long, compressed, or cut off by the end of the stream.
+        """
+        prefix = await self.recv_data(PREFIX_BYTES)
+        return await self.recv_data(int.from_bytes(prefix[1:], "big")) if prefix else None
+
     def _check_prefix(self, prefix: bytes) -> None:
         if len(prefix) < PREFIX_BYTES:
-            raise self._cut_off(PREFIX_BYTES - len(prefix))
+            raise self.cut_off(PREFIX_BYTES - len(prefix))
+        refusal = self.refusal_of(prefix)
+        if refusal is not None:
+            raise refusal
+        self.expect(int.from_bytes(prefix[1:], "big"))
+
+    def refusal_of(self, prefix: bytes) -> GRPCError | None:
+        """Return why a message that begins with this prefix is not taken."""
         if prefix[0] == 1:
             refusal = InvalidArgument("compressed messages are not supported; send them uncompressed")
-            raise GRPCError(Status.UNIMPLEMENTED, str(refusal), refusal.to_map())
+            return GRPCError(Status.UNIMPLEMENTED, str(refusal), refusal.to_map())
         if prefix[0]:
-            raise to_grpc_error(InvalidArgument(f"a message begins with {prefix[0]}, expected 0"))
+            return to_grpc_error(InvalidArgument(f"a message begins with {prefix[0]}, expected 0"))
         length = int.from_bytes(prefix[1:], "big")
         if length > self.max_message_bytes:
-            raise to_grpc_error(
+            return to_grpc_error(
                 ResourceExhausted(f"a message of {length} bytes exceeds the limit of {self.max_message_bytes}")
             )
+        return None
+
+    def expect(self, length: int) -> None:
+        """Make room in the window for a message of this length, which somebody reads."""
         raised = self._window.grow(length)
         if raised and self.closable:
             assert self.id is not None
             self._h2_connection.increment_flow_control_window(raised, self.id)
             self.connection.flush()
 
-    def _cut_off(self, missing: int) -> Exception:
+    def cut_off(self, missing: int) -> Exception:
+        """Return what a reader is to meet whose message has ended before its end."""
         if self.terminated is not None:
             return StreamTerminatedError(self.terminated)
         return to_grpc_error(InvalidArgument(f"the stream ended {missing} bytes before its message did"))
@@ -209,6 +236,10 @@ class Stream(grpclib.protocol.Stream):
         self._h2_connection.send_headers(self.id, headers, end_stream=end_stream)
         self.connection.flush()
         self.connection.headers_send_process()
+
+    async def send_message(self, message: Encoded, *, end_stream: bool = False) -> None:
+        """Send a message; waits for the peer's window and the transport. Cancelling may break the stream."""
+        await self.send_data(message_prefix(message.nbytes) + message.join(), end_stream)
 
     async def send_data(self, data: bytes, end_stream: bool = False) -> None:
         """Send all of `data`; waits for the peer's window and the transport."""
@@ -255,6 +286,12 @@ class Stream(grpclib.protocol.Stream):
         if self.terminated is not None:
             raise StreamTerminatedError(self.terminated)
 
+    async def reset(self, error_code: ErrorCodes = ErrorCodes.NO_ERROR) -> None:
+        """Tell the peer that the stream is over, unless it is already."""
+        await self.connection.write_ready.wait()
+        if self.closable:
+            self.reset_nowait(error_code)
+
     def reset_nowait(self, error_code: ErrorCodes = ErrorCodes.NO_ERROR) -> None:
         """Tell the peer that the stream is over; never waits."""
         assert self.id is not None
@@ -266,6 +303,13 @@ class Stream(grpclib.protocol.Stream):
         if self.id is not None and self.closable:
             self.reset_nowait(ErrorCodes.CANCEL)
         self._end_waits(reason)
+
+    def drop_unread(self) -> None:
+        """Forget what nobody will read, and return the credit for it to the peer."""
+        assert self.id is not None
+        unread = self.buffer.unacked_size()
+        if not self.connection.is_closing():
+            self.connection.ack(self.id, unread)
 
     def close_window(self) -> None:
         """Return what the stream holds of the window budget."""

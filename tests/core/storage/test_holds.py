@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from reverb_async.core.storage.holds import PIN, Holds, as_run
+from reverb_async.core.storage.holds import PIN, Holds
 
 CAPACITY = 40
 
@@ -19,16 +19,6 @@ def as_list(freed: slice | NDArray[np.int64] | None) -> list[int]:
     if freed is None:
         return []
     return list(range(freed.start, freed.stop)) if isinstance(freed, slice) else freed.tolist()
-
-
-@pytest.mark.parametrize("numbers", [(), (1, 3), (2, 1), (1, 1), (1, 3, 2, 4), (0, 2, 2, 3), (1, 1, 3)])
-def test_only_ascending_consecutive_rows_are_a_run(numbers: tuple[int, ...]) -> None:
-    assert as_run(rows(*numbers)) is None
-
-
-@pytest.mark.parametrize("numbers", [(4,), (4, 5), (0, 1, 2, 3)])
-def test_consecutive_rows_are_a_run(numbers: tuple[int, ...]) -> None:
-    assert as_run(rows(*numbers)) == slice(numbers[0], numbers[-1] + 1)
 
 
 def test_a_row_is_free_once_references_and_pins_are_gone() -> None:

@@ -1,0 +1,180 @@
+"""Our own way for DATA frames: from the socket into a message's memory without h2 in between.
+
+h2 and hyperframe copy each frame several times and spend tens of microseconds on it. Here, frames are parsed by this
+module: the payload of plain DATA frames goes to the stream's `MessageBuffer`, everything else to h2, unchanged. h2
+remains the one to know the state of streams, and its flow control windows are the only ones: they are checked and
+counted here as it would do itself. Whatever is not plain (padding, a frame that breaks a rule, streams that are
+closed, reset or unknown) goes to h2 as well, so that it is answered as h2 answers it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import numpy as np
+from grpclib.utils import Wrapper
+from h2.connection import ConnectionState, H2Connection
+from h2.stream import H2Stream, StreamState
+
+from reverb_async.errors import InvalidArgument
+from reverb_async.wire.http2.connection import Connection, Protocol, StockProtocol
+from reverb_async.wire.http2.fast_stream import FRAME_HEADER, FastStream, credit_frame
+from reverb_async.wire.http2.message_buffer import MessageBuffer
+
+DATA_PATH_VARIABLE = "REVERB_ASYNC_DATA_PATH"
+"""The environment variable that chooses: ``fast`` (the default) or ``stock``, for which h2 handles every frame."""
+
+SCRATCH_BYTES = 256 << 10
+SCRATCH_BETWEEN_BYTES = 16 << 10
+"""How much is received at once behind a frame that went straight to its message: most likely the next is like it."""
+
+DIRECT_BYTES = 32 << 10
+"""From here on the rest of a frame is received straight into its message."""
+
+WRITE_BUFFER_BYTES = 1 << 20
+"""A transport that holds more than this makes senders wait."""
+
+_HEADER_BYTES = 9
+_PREFACE_BYTES = 24
+"""What a client sends before its first frame."""
+
+_END_STREAM, _PADDED = 1, 8
+_OPEN = (ConnectionState.CLIENT_OPEN, ConnectionState.SERVER_OPEN)
+_RECEIVING = (StreamState.OPEN, StreamState.HALF_CLOSED_LOCAL)
+
+
+def chosen_protocol() -> type[Protocol]:
+    """Return the class for a new connection, as the environment variable ``REVERB_ASYNC_DATA_PATH`` has it.
+
+    Raises:
+        InvalidArgument: it is set to something else than ``fast`` or ``stock``.
+    """
+    choice = os.environ.get(DATA_PATH_VARIABLE, "fast")
+    if choice == "fast":
+        return FastProtocol
+    if choice == "stock":
+        return StockProtocol
+    raise InvalidArgument(f"{DATA_PATH_VARIABLE} is {choice!r}; it can be 'fast', 'stock' or unset")
+
+
+class FastConnection(Connection):
+    """A connection of streams that take and give whole messages."""
+
+    def create_stream(self, *, stream_id: int | None = None, wrapper: Wrapper | None = None) -> FastStream:
+        """Return a stream; without an id it gets one when its request is sent."""
+        return FastStream(self, self._connection, self._transport, stream_id=stream_id, wrapper=wrapper)
+
+
+class FastProtocol(Protocol, asyncio.BufferedProtocol):
+    """Parses frames. It must not be an `asyncio.Protocol`, too: uvloop asks those for no buffers."""
+
+    make_connection = FastConnection
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Send the settings."""
+        super().connection_made(transport)
+        self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        self._h2: H2Connection = self.connection._connection
+        # Not a bytearray: that would be filled with zeros, and resident, on every idle connection.
+        self._scratch = np.empty(SCRATCH_BYTES, np.uint8).data
+        self._held = 0  # bytes at the start of the scratch: a part of a frame's header
+        self._for_h2 = 0 if self.h2_config.client_side else _PREFACE_BYTES  # bytes that go to h2 before the next header
+        self._left = 0  # bytes that the current DATA frame still owes
+        self._size = 0
+        self._stream_id = 0
+        self._ends_stream = False
+        self._buffer: MessageBuffer | None = None
+        self._direct = False
+        self._was_direct = False
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Return where to receive: the current message's own memory if much of the frame is missing."""
+        if self._left >= DIRECT_BYTES:
+            assert self._buffer is not None
+            room = self._buffer.room(self._left)
+            if room is not None and len(room) >= DIRECT_BYTES:
+                self._direct = True
+                return room
+        return self._scratch[self._held : SCRATCH_BETWEEN_BYTES if self._was_direct else SCRATCH_BYTES]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what was received."""
+        if self._direct:
+            self._direct = False
+            self._was_direct = True
+            assert self._buffer is not None
+            self._buffer.filled(nbytes)
+            self._take(nbytes)
+            return
+        self._was_direct = False
+        view = self._scratch
+        position, end = 0, self._held + nbytes
+        self._held = 0
+        while position < end and not self.processor.closed:
+            if self._left:
+                stop = min(end, position + self._left)
+                assert self._buffer is not None
+                self._buffer.feed(view[position:stop])
+                self._take(stop - position)
+                position = stop
+            elif self._for_h2:
+                stop = min(end, position + self._for_h2)
+                self._for_h2 -= stop - position
+                self.data_received(bytes(view[position:stop]))
+                position = stop
+            elif end - position < _HEADER_BYTES:
+                self._held = end - position
+                view[: self._held] = bytes(view[position:end])
+                return
+            else:
+                high, low, kind, flags, stream_id = FRAME_HEADER.unpack_from(view, position)
+                size = high << 8 | low
+                if kind == 0 and self._begin_data(size, flags, stream_id & 0x7FFFFFFF):
+                    position += _HEADER_BYTES
+                else:
+                    self._for_h2 = _HEADER_BYTES + size
+
+    def _begin_data(self, size: int, flags: int, stream_id: int) -> bool:
+        """Begin to receive a DATA frame and count it, as h2 would; False if h2 is to see it itself."""
+        if not size or flags & _PADDED:
+            return False
+        h2_connection = self._h2
+        h2_stream: H2Stream | None = h2_connection.streams.get(stream_id)
+        stream = self.processor.streams.get(stream_id)
+        if h2_stream is None or stream is None:
+            return False
+        machine = h2_stream.state_machine
+        window, whole_window = h2_stream._inbound_window_manager, h2_connection._inbound_flow_control_window_manager
+        if (
+            machine.state not in _RECEIVING
+            or not machine.headers_received
+            or h2_connection.state_machine.state not in _OPEN
+            or h2_connection.incoming_buffer._headers_buffer
+            or h2_stream._expected_content_length is not None
+            or size > h2_connection.max_inbound_frame_size
+            or size > window.current_window_size
+            or size > whole_window.current_window_size
+        ):
+            return False
+        window.window_consumed(size)
+        whole_window.window_consumed(size)
+        assert isinstance(stream, FastStream)
+        self._buffer = stream.buffer
+        self._stream_id = stream_id
+        self._size = self._left = size
+        self._ends_stream = bool(flags & _END_STREAM)
+        return True
+
+    def _take(self, nbytes: int) -> None:
+        """Count what the message buffer got of the current frame."""
+        self._left -= nbytes
+        if self._left:
+            return
+        self._buffer = None
+        self.connection.data_received += self._size
+        increment = self._h2._inbound_flow_control_window_manager.process_bytes(self._size)
+        if increment and not self.connection.is_closing():
+            self._transport.write(credit_frame(0, increment))
+        if self._ends_stream:  # An empty frame tells h2.
+            self.data_received(FRAME_HEADER.pack(0, 0, 0, _END_STREAM, self._stream_id))

@@ -1,0 +1,185 @@
+"""A stream that gives and takes whole messages, its DATA frames written and read without h2."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Sequence
+
+import grpclib.protocol
+from h2.exceptions import ProtocolError, StreamClosedError
+from h2.stream import StreamState
+
+from reverb_async.wire.codec import Body, Encoded
+from reverb_async.wire.http2.message_buffer import MessageBuffer
+from reverb_async.wire.http2.stream import PREFIX_BYTES, Stream, message_prefix
+
+FRAME_HEADER = struct.Struct(">HBBBL")
+"""Length (16 high and 8 low bits), type, flags, stream id."""
+
+JOINED_BYTES = 32 << 10
+"""Shorter chunks are copied to go out together; longer ones the transport takes where they lie."""
+
+_CREDIT = struct.Struct(">HBBBLL")
+_WINDOW_UPDATE = 8
+_SENDING = (StreamState.OPEN, StreamState.HALF_CLOSED_REMOTE)
+
+Chunk = bytes | memoryview
+
+
+def credit_frame(stream_id: int, increment: int) -> bytes:
+    """Return a WINDOW_UPDATE frame."""
+    return _CREDIT.pack(0, 4, _WINDOW_UPDATE, 0, stream_id, increment)
+
+
+class FastStream(Stream):
+    """A stream whose messages go to and come from memory without copies; the rest is `Stream`."""
+
+    buffer: MessageBuffer  # type: ignore[assignment]
+
+    _body: Body | None = None
+
+    def init_stream(self, stream_id: int, connection: grpclib.protocol.Connection) -> None:
+        """Take an id, and with it a buffer."""
+        self.id = stream_id
+        self.buffer = MessageBuffer(self)
+        connection.streams_started += 1
+        self.created = connection.last_stream_created = time.monotonic()
+
+    @property
+    def window_size(self) -> int:
+        """How many bytes the peer may send before they are read."""
+        assert self.id is not None
+        h2_stream = self._h2_connection.streams.get(self.id)
+        return 0 if h2_stream is None else h2_stream._inbound_window_manager.max_window_size
+
+    async def receive(self) -> Body | None:
+        """Return the next message's body, None at the end of the stream. Cancelling loses nothing.
+
+        Raises:
+            GRPCError: the message is too long, compressed, or cut off by the end of the stream.
+        """
+        return await self.buffer.message()
+
+    async def recv_data(self, size: int) -> bytes:
+        """Return a message's prefix or, called next, its body: for those who read as grpclib does."""
+        if self._body is None:
+            self._body = await self.buffer.message()
+            return b"" if self._body is None else message_prefix(len(self._body))
+        body, self._body = self._body, None
+        return bytes(body)
+
+    async def send_message(self, message: Encoded, *, end_stream: bool = False) -> None:
+        """Send a message; waits for the peer's window and the transport.
+
+        The message's memory must not change until the transport has got rid of it. Cancelling a call that has sent a
+        part of the message resets the stream.
+        """
+        size = PREFIX_BYTES + message.nbytes
+        await self._send([message_prefix(message.nbytes), *message.chunks], size, end_stream)
+
+    async def send_data(self, data: bytes, end_stream: bool = False) -> None:
+        """Send all of `data`; waits for the peer's window and the transport."""
+        if data:
+            await self._send([data], len(data), end_stream)
+        elif end_stream:
+            await self.end()
+
+    async def _send(self, chunks: Sequence[Chunk], size: int, end_stream: bool) -> None:
+        assert self.id is not None
+        h2_connection, connection = self._h2_connection, self.connection
+        pieces: _Pieces | None = None
+        left = size
+        try:
+            while left:
+                if not connection.write_ready.is_set() or self.terminated is not None or connection.is_closing():
+                    await self._writable()
+                h2_stream = h2_connection.streams.get(self.id)
+                if h2_stream is None or h2_stream.state_machine.state not in _SENDING:
+                    raise self._refusal_to_send()
+                window = min(h2_connection.outbound_flow_control_window, h2_stream.outbound_flow_control_window)
+                if window <= 0:  # it can become negative
+                    self.window_updated.clear()
+                    await self.window_updated.wait()
+                    continue
+                frame = min(left, window, h2_connection.max_outbound_frame_size)
+                header = FRAME_HEADER.pack(frame >> 8, frame & 0xFF, 0, 0, self.id)
+                if frame == size <= JOINED_BYTES:
+                    self._transport.write(b"".join([header, *chunks]))
+                else:
+                    if pieces is None:
+                        pieces = _Pieces(chunks)
+                    self._transport.writelines([header, *pieces.take(frame)])
+                h2_connection.outbound_flow_control_window -= frame
+                h2_stream.outbound_flow_control_window -= frame
+                left -= frame
+        finally:
+            if 0 < left < size:
+                self.abort("a message was cut short")
+        self.data_sent += size
+        connection.data_sent += size
+        connection.data_send_process()
+        if end_stream:
+            h2_connection.end_stream(self.id)
+            connection.flush()
+
+    def _refusal_to_send(self) -> Exception:
+        assert self.id is not None
+        h2_stream = self._h2_connection.streams.get(self.id)
+        if h2_stream is None or h2_stream.closed:
+            return StreamClosedError(self.id)
+        return ProtocolError(f"this side of stream {self.id} has ended")
+
+    def credit(self, size: int) -> None:
+        """Let the peer send `size` more bytes on this stream."""
+        assert self.id is not None
+        h2_stream = self._h2_connection.streams.get(self.id)
+        if not size or h2_stream is None or not h2_stream.open:
+            return
+        increment = h2_stream._inbound_window_manager.process_bytes(size)
+        if increment and not self.connection.is_closing():
+            self._transport.write(credit_frame(self.id, increment))
+
+    def credit_connection(self, size: int) -> None:
+        """Let the peer send `size` more bytes on this stream's connection."""
+        increment = self._h2_connection._inbound_flow_control_window_manager.process_bytes(size)
+        if increment and not self.connection.is_closing():
+            self._transport.write(credit_frame(0, increment))
+
+    def drop_unread(self) -> None:
+        """Forget what nobody will read, and return the credit for it to the peer."""
+        self.buffer.drop()
+
+
+class _Pieces:
+    """Chunks of a message from which frames are cut; short neighbours are joined, long ones never copied."""
+
+    def __init__(self, chunks: Sequence[Chunk]) -> None:
+        self._pieces: list[Chunk] = []
+        short: list[Chunk] = []
+        for chunk in chunks:
+            if len(chunk) < JOINED_BYTES:
+                short.append(chunk)
+                continue
+            if short:
+                self._pieces.append(b"".join(short))
+                short = []
+            self._pieces.append(memoryview(chunk))
+        if short:
+            self._pieces.append(b"".join(short))
+        self._next = 0
+        self._start = 0
+
+    def take(self, size: int) -> list[Chunk]:
+        """Return the next `size` bytes."""
+        taken: list[Chunk] = []
+        while size:
+            piece = self._pieces[self._next]
+            part = memoryview(piece)[self._start : self._start + size] if self._start or len(piece) > size else piece
+            taken.append(part)
+            size -= len(part)
+            self._start += len(part)
+            if self._start == len(piece):
+                self._next += 1
+                self._start = 0
+        return taken
