@@ -158,8 +158,9 @@ class Lending:
 
 
 def _put_batch(message: Message, lent: LentBatch) -> list[Any]:
-    batch, buffers = lent.batch, message.buffers
-    buffers += [
+    """Add a batch to a message: one buffer of what the table knows of the items, then places and rows, as words."""
+    batch = lent.batch
+    arrays: list[NDArray[Any]] = [
         batch.keys,
         batch.probabilities,
         batch.priorities,
@@ -167,18 +168,60 @@ def _put_batch(message: Message, lent: LentBatch) -> list[Any]:
         batch.table_sizes,
         batch.inserted_at,
     ]
-    pieces = []
+    pieces, columns = [], []
     for piece, views in zip(batch.pieces, lent.rows, strict=True):
         count = len(batch.keys) if piece.positions is None else len(piece.positions)
         if piece.positions is not None:
-            buffers.append(piece.positions)
+            arrays.append(piece.positions)
         lengths = [length if isinstance(length, int) else -1 for length in piece.lengths]
-        buffers += [length for length in piece.lengths if not isinstance(length, int)]
-        buffers += [rows for rows in views if rows is not None]
-        for column in piece.columns:
-            put_column(buffers, column)
+        arrays += [length for length in piece.lengths if not isinstance(length, int)]
+        arrays += [rows for rows in views if rows is not None]
+        columns += piece.columns
         pieces.append([piece.layout.id, count, piece.positions is not None, lengths])
+    message.buffers.append(_words(arrays))
+    for column in columns:
+        put_column(message.buffers, column)
     return [batch.seq, len(batch.keys), batch.rate_limited, lent.slot, lent.lease, pieces]
+
+
+_MAX_ROWS = 1 << 31
+_ALIGNED_WORDS = 8
+_INFO = tuple(np.dtype(kind) for kind in (np.uint64, np.float64, np.float64, np.int32, np.int64, np.float64))
+"""Keys, probabilities, priorities, times sampled, table sizes, insertion times."""
+_INT64 = np.dtype(np.int64)
+
+
+def _words(arrays: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
+    """Return arrays of words (of half words once) in one, each beginning at a multiple of 64 bytes."""
+    ends = [0]
+    for array in arrays:
+        ends.append(ends[-1] - -len(array) // _ALIGNED_WORDS * _ALIGNED_WORDS)
+    words = np.zeros(ends[-1], np.int64)
+    for start, array in zip(ends, arrays, strict=False):
+        words[start : start + len(array)].view(array.dtype)[: len(array)] = array
+    return words
+
+
+class _WordReader:
+    """Takes out what `_words` put in."""
+
+    def __init__(self, buffer: NDArray[np.uint8]) -> None:
+        self._words = buffer[: len(buffer) // 8 * 8].view(np.int64)
+        self._next = 0
+
+    def array(self, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+        """Return the next array; raises `InvalidArgument` if there are not so many words left."""
+        start, self._next = self._next, self._next - -count // _ALIGNED_WORDS * _ALIGNED_WORDS
+        if self._next > len(self._words):
+            raise InvalidArgument(
+                f"a lent batch has {len(self._words)} words, its header speaks of {self._next} and more"
+            )
+        return self._words[start : start + count].view(dtype)[:count]
+
+    def check_end(self) -> None:
+        """Raise `InvalidArgument` unless everything was read."""
+        if self._next != len(self._words):
+            raise InvalidArgument(f"a lent batch has {len(self._words)} words, its header speaks of {self._next}")
 
 
 def used_views(layout: SampledLayout, places: Places) -> list[bool]:
@@ -241,38 +284,34 @@ class LendingReader:
         size, slot = integer(entry[1], "size"), integer(entry[3], "slot")
         if slot >= LEASE_SLOTS:
             raise InvalidArgument(f"a lease has the slot {slot}; there are {LEASE_SLOTS}")
-        rows: list[list[Rows | None]] = []
+        words = _WordReader(reader.bytes())
+        info = [words.array(dtype, size) for dtype in _INFO]
+        pieces, rows = [], []
+        for piece in items_of({"pieces": entry[5]}, "pieces", 4):
+            read, needed = self._piece(piece, words, reader, layouts)
+            pieces.append(read)
+            rows.append(needed)
+        words.check_end()
+        keys, probabilities, priorities, times, sizes, inserted_at = info
         batch = SampledBatch(
-            integer(entry[0], "seq"),
-            reader.array(np.uint64, (size,)),
-            reader.array(np.float64, (size,)),
-            reader.array(np.float64, (size,)),
-            reader.array(np.int32, (size,)),
-            reader.array(np.int64, (size,)),
-            reader.array(np.float64, (size,)),
-            bool(entry[2]),
-            [self._piece(piece, reader, layouts, rows) for piece in items_of({"pieces": entry[5]}, "pieces", 4)],
+            integer(entry[0], "seq"), keys, probabilities, priorities, times, sizes, inserted_at, bool(entry[2]), pieces
         )
         return LentBatch(batch, rows, slot, integer(entry[4], "lease"))
 
     def _piece(
-        self,
-        entry: list[Any],
-        reader: BufferReader,
-        layouts: Mapping[int, SampledLayout],
-        rows: list[list[Rows | None]],
-    ) -> SampledPiece:
+        self, entry: list[Any], words: _WordReader, reader: BufferReader, layouts: Mapping[int, SampledLayout]
+    ) -> tuple[SampledPiece, list[Rows | None]]:
         layout = _known(layouts, entry[0], "layout")
         places = _known(self.places, entry[0], "layout with places")
         count = integer(entry[1], "count")
-        positions = reader.array(np.int64, (count,)) if entry[2] else None
+        positions = words.array(_INT64, count) if entry[2] else None
         lengths: list[int | Rows] = []
         totals = []
         for length in items_of({"lengths": entry[3]}, "lengths"):
             if length == -1:
-                each = reader.array(np.int64, (count,))
-                if count and each.min() < 0:
-                    raise InvalidArgument(f"lengths must be >= 0, got {each.min()}")
+                each = words.array(_INT64, count)
+                if count and not 0 <= each.min() <= each.max() <= _MAX_ROWS:
+                    raise InvalidArgument(f"an item has 0 to {_MAX_ROWS} rows, got {each.min()} to {each.max()}")
                 lengths.append(each)
                 totals.append(int(each.sum()))
             else:
@@ -280,18 +319,16 @@ class LendingReader:
                 totals.append(count * length)
         if len(totals) != layout.num_views:
             raise InvalidArgument(f"layout {layout.id} has {layout.num_views} views, a piece {len(totals)} lengths")
-        rows.append(
-            [
-                reader.array(np.int64, (total,)) if used else None
-                for total, used in zip(totals, used_views(layout, places), strict=True)
-            ]
-        )
+        rows = [
+            words.array(_INT64, total) if used else None
+            for total, used in zip(totals, used_views(layout, places), strict=True)
+        ]
         columns = [
             take_column(reader, spec, totals[view])
             for (view, _, spec), place in zip(layout.leaves, places, strict=True)
             if place is None
         ]
-        return SampledPiece(layout, positions, lengths, columns)
+        return SampledPiece(layout, positions, lengths, columns), rows
 
 
 def _place(entry: object) -> Place | None:

@@ -168,12 +168,14 @@ def broken(**header: Any) -> Message:
         {"places": []},
         {"lent": {}},
         {"lent": [[1, 2, False, 0, 1]]},
-        {"lent": [[1, 3, False, 0, 1, [[1, 3, False, [1]]]]]},
+        {"lent": [[1, 30, False, 0, 1, [[1, 2, False, [1]]]]]},
+        {"lent": [[1, 0, False, 0, 1, [[1, 2, False, [1]]]]]},
         {"lent": [[-1, 2, False, 0, 1, [[1, 2, False, [1]]]]]},
         {"lent": [[1, 2, False, 4096, 1, [[1, 2, False, [1]]]]]},
         {"lent": [[1, 2, False, 0, -1, [[1, 2, False, [1]]]]]},
         {"lent": [[1, 2, False, 0, 1, [[9, 2, False, [1]]]]]},
-        {"lent": [[1, 2, False, 0, 1, [[1, 2, False, [2]]]]]},
+        {"lent": [[1, 2, False, 0, 1, [[1, 2, False, [9]]]]]},
+        {"lent": [[1, 2, False, 0, 1, [[1, 2, False, [2**62]]]]]},
         {"lent": [[1, 2, False, 0, 1, [[1, 2, False, [1, 1]]]]]},
         {"lent": [[1, 2, False, 0, 1, [[1, 2, False, []]]]]},
         {"lent": [[1, 2, False, 0, 1, [[1, 2, False, 1]]]]},
@@ -190,7 +192,7 @@ def test_messages_that_cannot_be_true_are_refused(header):
 def test_lengths_below_zero_are_refused():
     piece = SampledPiece(ONLY_FRAMES, None, [np.array([-1, 3])], [])
     message = sent(Lending(STORES, PLACES, [a_batch(1, 2, [piece], [[np.arange(2)]])]), ONLY_FRAMES, LAYOUT)
-    with pytest.raises(InvalidArgument, match="lengths"):
+    with pytest.raises(InvalidArgument, match="an item has 0 to"):
         read(message)
 
 

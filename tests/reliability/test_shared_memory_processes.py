@@ -30,7 +30,7 @@ from reverb_async.testing import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process map another's memory")
 
-ROW_BYTES = 8192
+ROW_BYTES = 32_768
 BATCH = 16
 
 LEARNER = """
