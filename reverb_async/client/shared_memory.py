@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,8 @@ class SharedMemory:
         self.why_not: str | None = None
         self.pool = BufferPool(_POOLED_BUFFERS, _POOLED_BYTES)
         self._offer: MemoryOffer | None = None
+        # Streams share them: the first look at a page through a mapping costs a fault.
+        self._stores: WeakValueDictionary[tuple[int, int], NDArray[np.uint8]] = WeakValueDictionary()
 
     def learn(self, offer: MemoryOffer | None) -> None:
         """Take note of what a server offers, and look whether it is there; what fails means the wire, not an error."""
@@ -58,10 +61,19 @@ class SharedMemory:
         self.page = page
 
     def map(self, store: LentStore) -> NDArray[np.uint8] | None:
-        """Map a store, read-only; None if that fails: then nothing is shared with this server any more."""
+        """Map a store, read-only; None if that fails: then nothing is shared with this server any more.
+
+        The mapping lasts as long as what is returned, however many streams it is returned to. While it lasts, no other
+        file gets its inode.
+        """
         assert self._offer is not None
+        mapped = self._stores.get((store.inode, store.nbytes))
+        if mapped is not None:
+            return mapped
         try:
-            return map_memory(self._offer.pid, store.fd, store.nbytes, store.inode)
+            mapped = map_memory(self._offer.pid, store.fd, store.nbytes, store.inode)
+            self._stores[store.inode, store.nbytes] = mapped
+            return mapped
         except (OSError, ValueError, OverflowError) as error:
             self.page = None
             self.why_not = (

@@ -440,6 +440,19 @@ async def test_stores_are_unmapped_when_the_connection_goes():
     assert mappings() <= before + 3
 
 
+async def test_streams_of_a_client_share_their_mappings():
+    async with serving() as rig:
+        await rig.client.insert_batch({"x": np.arange(40)}, {"t": 1.0})
+        before = mappings()
+        async with rig.client.sample_batches("t", 8) as one, rig.client.sample_batches("t", 8) as other:
+            await asyncio.gather(anext(one), anext(other))
+            assert mappings() == before + 1
+            await one.aclose()
+            assert (await anext(other)).data["x"].shape == (8,)
+            assert mappings() == before + 1
+        assert mappings() == before
+
+
 @pytest.mark.parametrize("every", [3, 5])
 async def test_connections_that_break_lose_and_double_nothing(monkeypatch, queue, every):
     async with serving(queue) as rig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import subprocess
 import sys
 
 import numpy as np
@@ -140,6 +141,25 @@ class TestAcrossTheWire:
             assert told == "tcp (no shared memory: the server is on another host)"
             assert frames.shape == (32, 8192)
             assert server._service.leases.num_granted == 0
+
+    def test_on_other_platforms_everything_goes_over_the_wire(self):
+        program = """
+import asyncio, sys
+import numpy as np
+import uvloop, grpclib.client, grpclib.server  # What looks at the platform while it is imported.
+sys.platform = "darwin"
+import reverb_async as ra
+
+async def main():
+    async with ra.Server([ra.Table("t", max_size=100)]) as server, ra.Client(server.address) as client:
+        await client.insert_batch({"x": np.zeros((10, 1 << 16))}, {"t": 1.0})
+        assert (await client.sample_batch("t", 10)).data["x"].shape == (10, 1 << 16)
+        print(client.transport)
+
+asyncio.run(main())
+"""
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert done.stdout == "tcp (no shared memory: darwin cannot map the memory of another process)\n", done.stderr
 
     async def test_over_a_unix_socket_too(self, tmp_path):
         async with (

@@ -15,13 +15,13 @@ from reverb_async.core.variable import encode_rows
 from reverb_async.errors import InvalidArgument
 from reverb_async.protocol.lending import (
     Lending,
-    LendingReader,
     LentBatch,
     LentStore,
     Place,
     Returned,
     used_views,
 )
+from reverb_async.protocol.lending_reader import LendingReader
 from reverb_async.protocol.message import Message
 from reverb_async.protocol.sampled import SampledBatch, SampledLayout, SampledPiece
 from reverb_async.protocol.sampling import SampleRequest, SampleResponse, SampleResponseReader

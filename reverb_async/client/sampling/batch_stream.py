@@ -360,7 +360,7 @@ class BatchStream(Conversation):
     async def absorb(self, message: Message) -> None:
         """Copy what the server lends, before the next message is received."""
         self.take(message)
-        if "lent" not in message.header:
+        if "lent" not in message.header or self.finishing:
             return
         if self._borrower is None:
             raise InvalidArgument(f"{self.name}: the server lends memory that this client has not mapped")

@@ -14,7 +14,8 @@ from reverb_async.core.buffer_pool import BufferPool
 from reverb_async.core.spec import ArraySpec
 from reverb_async.protocol.control_page import ControlView
 from reverb_async.protocol.inserting import Column
-from reverb_async.protocol.lending import LendingReader, LentBatch, Place, Returned, Rows
+from reverb_async.protocol.lending import LentBatch, Place, Returned, Rows
+from reverb_async.protocol.lending_reader import LendingReader
 from reverb_async.protocol.message import Message
 from reverb_async.protocol.sampled import SampledBatch, SampledLayout
 
