@@ -89,11 +89,3 @@ def check_connect_timeout(seconds: object) -> None:
     if seconds is None or (isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds >= 0):
         return
     raise InvalidArgument(f"connect_timeout is seconds >= 0, or None for ever, got {seconds!r:.60}")
-
-
-def check_shared_memory(shared_memory: object) -> None:
-    """Refuse all but what works in this version."""
-    if shared_memory is not False and shared_memory != "auto":
-        raise InvalidArgument(
-            f"shared_memory is 'auto' or False, got {shared_memory!r:.60}; memory is not shared yet in this version"
-        )

@@ -18,7 +18,6 @@ from reverb_async.client.arguments import (
     check_address,
     check_connect_timeout,
     check_priorities,
-    check_shared_memory,
     check_table_name,
 )
 from reverb_async.client.checks import check_timeout
@@ -27,6 +26,7 @@ from reverb_async.client.sampling.batch import Batch, Sample, make_batch, make_s
 from reverb_async.client.sampling.batch_stream import HURRIED_LEAVE_S, BatchStream
 from reverb_async.client.sampling.collate import Collator, Columns, PadSide, RaggedMode
 from reverb_async.client.sampling.sampler import BatchSampler, Sampler, StreamPool
+from reverb_async.client.shared_memory import SharedMemory, check_shared_memory
 from reverb_async.client.transport import Transport
 from reverb_async.client.updates import Updates, UpdateStream, as_keys, as_updates
 from reverb_async.client.writing.rows import RowInserter
@@ -50,7 +50,8 @@ class Client:
     Args:
         address: ``"host:port"`` or ``"unix:///path"``.
         connect_timeout: while nothing answers, calls wait so many seconds, then raise `Unavailable`; None: for ever.
-        shared_memory: ``"auto"`` or False; memory is not shared yet in this version.
+        shared_memory: ``"auto"``: large batches are read in the memory of a server on the same host and of the same
+            user (Linux), see `transport`; everything else travels over the wire. False: everything does.
 
     Raises:
         InvalidArgument: an argument is none of these.
@@ -81,7 +82,9 @@ class Client:
 
     def _set_up(self, transport: Transport | None) -> None:
         self._is_over_transport = transport is not None
-        self._parts: _Parts | None = None if transport is None else _Parts(transport, self._options["connect_timeout"])
+        self._parts: _Parts | None = None
+        if transport is not None:  # A server in the same process hands its arrays over: there is nothing to gain.
+            self._parts = _Parts(transport, self._options["connect_timeout"], SharedMemory(False))
         self._closing: asyncio.Task[None] | None = None
         self._is_closed = False
 
@@ -92,9 +95,14 @@ class Client:
 
     @property
     def transport(self) -> str:
-        """How the server is reached: ``"tcp"``, ``"unix"`` or ``"in-process"``."""
+        """How the server is reached: ``"tcp"``, ``"unix"`` or ``"in-process"``.
+
+        After the first call also whether its memory is shared, ``"tcp + shared memory"``, or why not:
+        ``"tcp (no shared memory: the server is on another host)"``.
+        """
         if self._parts is not None:
-            return self._parts.connector.transport.name
+            connector = self._parts.connector
+            return connector.memory.describe(connector.transport.name)
         return "unix" if self._address.startswith("unix:") else "tcp"
 
     # -- inserting ----------------------------------------------------------------------------------------------------
@@ -404,7 +412,7 @@ class Client:
                 self._address,
                 connect_timeout=_ATTEMPT_S if patience is None else min(_ATTEMPT_S, patience or _ATTEMPT_S),
             )
-            self._parts = _Parts(transport, patience)
+            self._parts = _Parts(transport, patience, SharedMemory(self._options["shared_memory"] == "auto"))
         return self._parts
 
     # -- as a value ---------------------------------------------------------------------------------------------------
@@ -438,8 +446,8 @@ def _rebuilt(address: str, options: dict[str, Any]) -> Client:
 class _Parts:
     """What a client consists of once it has been used."""
 
-    def __init__(self, transport: Transport, connect_timeout: float | None) -> None:
-        self.connector = Connector(transport, connect_timeout)
+    def __init__(self, transport: Transport, connect_timeout: float | None, memory: SharedMemory) -> None:
+        self.connector = Connector(transport, connect_timeout, memory)
         self.rows = RowInserter(self.connector)
         self.updates = UpdateStream(self.connector)
         self.pool = StreamPool(self.open_stream)

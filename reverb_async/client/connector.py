@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from reverb_async.client.keys import KeyAllocator
 from reverb_async.client.shared import Shared
+from reverb_async.client.shared_memory import SharedMemory
 from reverb_async.client.transport import StreamKind, Transport
 from reverb_async.core.info import TableInfo
 from reverb_async.errors import (
@@ -88,6 +89,7 @@ class Connector:
     Args:
         transport: connects, without retrying.
         connect_timeout: seconds for which attempts to reach a server are repeated; None: for ever.
+        memory: the client's access to the server's memory; by default it has none.
 
     Attributes:
         failure: why the latest attempt failed; None once one has succeeded.
@@ -95,8 +97,11 @@ class Connector:
         is_server_closed: because the server in this process was closed.
     """
 
-    def __init__(self, transport: Transport, connect_timeout: float | None = 60.0) -> None:
+    def __init__(
+        self, transport: Transport, connect_timeout: float | None = 60.0, memory: SharedMemory | None = None
+    ) -> None:
         self.transport = transport
+        self.memory = memory or SharedMemory(False)
         self.connect_timeout = connect_timeout
         self.failure: Unavailable | None = None
         self.closed = False
@@ -220,6 +225,7 @@ class Connector:
             self._tables = None
         self._epoch = hello.server_epoch
         self._keys.grant(hello.key_block)
+        self.memory.learn(hello.memory)
         self._introduced = True
         self._answered()
 

@@ -51,6 +51,10 @@ class Conversation(ABC):
     def take(self, message: Message) -> None:
         """Work off a received message."""
 
+    async def absorb(self, message: Message) -> None:
+        """Work off a received message, also if that takes a while; the next one is received afterwards."""
+        self.take(message)
+
     @abstractmethod
     def closed(self, error: ReplayError | None) -> None:
         """Note that the stream is closed until `start` is called again; None: it was finished, or is not needed now."""
@@ -138,7 +142,7 @@ class Conversation(ABC):
             sending = self.connector.spawn(self._send(duplex), f"{self.name}: sending")
             while (message := await duplex.receive()) is not None:
                 self._heard = True
-                self.take(message)
+                await self.absorb(message)
             return None if self.finishing else Unavailable("the server ended the stream")
         except TableClosed:
             raise

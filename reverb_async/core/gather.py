@@ -118,6 +118,11 @@ class GatherPlan:
         return pieces
 
     @property
+    def rows(self) -> list[list[Rows]]:
+        """The row numbers of each view, per layout of `layouts`."""
+        return [part.rows for part in self.parts]
+
+    @property
     def layouts(self) -> list[ItemLayout]:
         """The layouts in the batch."""
         return [part.layout for part in self.parts]

@@ -7,7 +7,7 @@ updates ride along and are applied before any later draw of the stream.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,7 @@ class SampleRequest:
         keys: uint64 ``[n]``, items to give new priorities, applied in order.
         priorities: float64 ``[n]``.
         end: nothing follows; hand back what is not consumed, then end the stream.
+        returned: `protocol.lending.Returned.to_wire` of what the client has to say of lent batches.
     """
 
     subscribe: Subscription | None = None
@@ -67,6 +68,7 @@ class SampleRequest:
     keys: NDArray[np.uint64] | None = None
     priorities: NDArray[np.float64] | None = None
     end: bool = False
+    returned: dict[str, Any] | None = None
 
     def to_message(self) -> Message:
         """Encode."""
@@ -90,6 +92,8 @@ class SampleRequest:
             buffers += [self.keys, self.priorities]
         if self.end:
             header["end"] = True
+        if self.returned:
+            header["returned"] = self.returned
         return Message(header, buffers)
 
     @classmethod
@@ -106,6 +110,7 @@ class SampleRequest:
             integer(header.get("consumed", 0), "consumed"),
             integer(header.get("withdraw", 0), "withdraw"),
             end=bool(header.get("end", False)),
+            returned=header.get("returned"),
         )
         if header.get("updates"):
             count = integer(header["updates"], "updates")
@@ -207,6 +212,11 @@ class SampleResponseReader:
 
     def __post_init__(self) -> None:
         self._unpacker = Unpacker(self._layouts)
+
+    @property
+    def layouts(self) -> Mapping[int, SampledLayout]:
+        """What was declared so far, by number."""
+        return self._layouts
 
     def read(self, message: Message) -> SampleResponse:
         """Decode one message; raises `InvalidArgument` if it is malformed."""

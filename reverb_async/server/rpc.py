@@ -32,6 +32,7 @@ from reverb_async.wire.generated.reverb_async.v1 import (
     ServerInfoRequest,
     ServerInfoResponse,
 )
+from reverb_async.wire.memory_offer import memory_offer_to_proto
 from reverb_async.wire.status import errors_as_status
 from reverb_async.wire.table_info import table_info_to_proto
 
@@ -106,6 +107,7 @@ class ReplayHandlers(ReplayBase):
                 server_epoch=hello.server_epoch,
                 key_block=hello.key_block,
                 max_message_bytes=hello.max_message_bytes,
+                shared_memory=None if hello.memory is None else memory_offer_to_proto(hello.memory),
             )
 
     async def mutate_priorities(self, message: MutatePrioritiesRequest) -> MutatePrioritiesResponse:

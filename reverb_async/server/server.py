@@ -198,8 +198,13 @@ class Server:
         late = loop.time() - expected
         if late > _TICK_S:
             logger.warning("the server's event loop was blocked for %.1f s; every client waited for it", late)
+        self._revoke_old_leases()
         self._replay.storage.trim()
         self._tick = loop.call_later(_TICK_S, self._look_after, loop.time() + _TICK_S)
+
+    def _revoke_old_leases(self) -> None:
+        if self._service.leases.expire():
+            asyncio.get_running_loop().call_soon(self._revoke_old_leases)
 
 
 async def _listen(server: ReplayServer, host: str, port: int) -> None:

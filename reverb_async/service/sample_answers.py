@@ -69,12 +69,12 @@ class SampleAnswers:
 
         To be called in the step that drew; the rows are the draws' until it returns.
         """
-        wanted = [[self._declared(part.layout)[1] for part in each.plan.parts] for each in drawn]
+        wanted = [[self.declared(part.layout)[1] for part in each.plan.parts] for each in drawn]
         if not self._wanted.together:
             batches = []
             for each, pieces in zip(drawn, await _gather(drawn, wanted, [None] * len(drawn)), strict=True):
                 batches.append(self._plain(each, pieces))
-            return SampleResponse(self._declarations(), batches)
+            return SampleResponse(self.declarations(), batches)
         packed, outs = [], []
         for each in drawn:
             entry, out = self._lay_out(each)
@@ -83,9 +83,9 @@ class SampleAnswers:
         for entry, pieces in zip(packed, await _gather(drawn, wanted, outs), strict=True):
             columns = (column for piece in pieces for column in piece.columns)
             entry.variable = [column for column in columns if isinstance(column, VariableRows)]
-        return SampleResponse(self._declarations(), packed=packed)
+        return SampleResponse(self.declarations(), packed=packed)
 
-    def _declared(self, layout: ItemLayout) -> tuple[SampledLayout, list[int]]:
+    def declared(self, layout: ItemLayout) -> tuple[SampledLayout, list[int]]:
         """Return the stream's name for a layout and the leaves wanted of it."""
         known = self._layouts.get(layout)
         if known is None:
@@ -103,7 +103,8 @@ class SampleAnswers:
             self._undeclared.append(sampled)
         return known
 
-    def _declarations(self) -> list[SampledLayout]:
+    def declarations(self) -> list[SampledLayout]:
+        """Return the layouts the client was not told about yet; from now on it was."""
         declared, self._undeclared = self._undeclared, []
         return declared
 
@@ -118,7 +119,7 @@ class SampleAnswers:
             draw.table_sizes,
             draw.inserted_at,
             draw.rate_limited,
-            [SampledPiece.of(self._declared(piece.layout)[0], piece) for piece in pieces],
+            [SampledPiece.of(self.declared(piece.layout)[0], piece) for piece in pieces],
         )
 
     def _lay_out(self, drawn: Drawn) -> tuple[PackedBatches, Outs]:
@@ -127,7 +128,7 @@ class SampleAnswers:
         heads = []
         for part in parts:
             lengths = tuple([length if isinstance(length, int) else -1 for length in part.lengths])
-            heads.append(PieceHead(self._declared(part.layout)[0], part.count, part.positions is not None, lengths))
+            heads.append(PieceHead(self.declared(part.layout)[0], part.count, part.positions is not None, lengths))
         if len(heads) == 1 and heads[0].is_even:
             places = self._packer.even(heads[0])
         else:

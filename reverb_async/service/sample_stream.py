@@ -10,9 +10,12 @@ import numpy as np
 
 from reverb_async.core.draw import Draw
 from reverb_async.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted
+from reverb_async.protocol.lending import Lending, Returned
 from reverb_async.protocol.message import Duplex
 from reverb_async.protocol.sampling import SampleRequest, SampleResponse, Subscription
 from reverb_async.replay import Replay
+from reverb_async.service.leases import Leases
+from reverb_async.service.lender import Lender
 from reverb_async.service.sample_answers import MAX_INLINE_GATHER_BYTES, Drawn, SampleAnswers
 from reverb_async.service.tasks import first_error
 from reverb_async.table import Table
@@ -32,8 +35,9 @@ _FAREWELL_S = 2.0
 class SampleStream:
     """One learner's stream from one table."""
 
-    def __init__(self, replay: Replay, duplex: Duplex) -> None:
+    def __init__(self, replay: Replay, duplex: Duplex, leases: Leases | None = None) -> None:
         self._replay = replay
+        self._lender = Lender(Leases() if leases is None else leases)
         self._duplex = duplex
         self._credits = 0
         self._asked = asyncio.Event()
@@ -76,6 +80,7 @@ class SampleStream:
             raise first_error(group) from None
         finally:
             self._table.num_samplers -= 1
+            self._lender.close()
             while self._unconsumed:  # The latest first, so that each returns to the state before it.
                 self._table.hand_back(self._unconsumed.pop()[1])
 
@@ -83,6 +88,10 @@ class SampleStream:
         """Do what one message asks for, in one step: updates before anything that is drawn later."""
         if request.keys is not None and request.priorities is not None:
             self._table.mutate(request.keys, request.priorities, np.zeros(0, np.uint64))
+        if request.returned is not None:
+            for seq in self._lender.heed(Returned.from_wire(request.returned)):
+                self._hand_back(seq)
+        self._lender.end_through(request.consumed)
         while self._unconsumed and self._unconsumed[0][0] <= request.consumed:
             self._table.acknowledge(self._unconsumed.popleft()[1])
         if request.withdraw > self._withdrawn:
@@ -93,6 +102,14 @@ class SampleStream:
             self._credits += request.credits
         self._ending = request.end
         self._asked.set()
+
+    def _hand_back(self, seq: int) -> None:
+        """Take back a batch that its client could not read."""
+        for at, (number, draw) in enumerate(self._unconsumed):
+            if number == seq:
+                del self._unconsumed[at]
+                self._table.hand_back(draw)
+                return
 
     async def _say_goodbye(self, answering: asyncio.Task[None]) -> None:
         """Let the batch that is being sent go out whole, then stop."""
@@ -126,7 +143,11 @@ class SampleStream:
                 except DeadlineExceeded as error:
                     await self._send(SampleResponse(failed=[(self._seq, error.to_map())]))
                     continue
-            await self._send(await self._answers.response(drawn))
+            lent = self._lend(drawn)
+            if lent is not None:
+                await self._send(*lent)
+            else:
+                await self._send(await self._answers.response(drawn))
             # Neither drawing nor sending is certain to suspend; without this a fast stream would starve all others.
             await asyncio.sleep(0)
 
@@ -158,7 +179,17 @@ class SampleStream:
         if most <= 1:
             return 1
         nbytes = size * state.nbytes // max(1, state.size)
+        if self._lender.wants(nbytes):
+            return 1
         return max(1, min(most, MAX_TOGETHER_ITEMS // size, MAX_TOGETHER_BYTES // max(1, nbytes)))
+
+    def _lend(self, drawn: list[Drawn]) -> tuple[SampleResponse, Lending] | None:
+        """Let the client copy a fresh draw's rows by itself; None if that does not pay or is not allowed."""
+        if len(drawn) > 1 or drawn[0].count > 1:
+            return None
+        declared = [self._answers.declared(part.layout) for part in drawn[0].plan.parts]
+        lending = self._lender.lend(drawn[0].seq, drawn[0].draw, drawn[0].plan, declared)
+        return None if lending is None else (SampleResponse(self._answers.declarations()), lending)
 
     async def _draw_waiting(self, tell: Callable[[str], None]) -> Drawn:
         """Draw one batch, waiting for the rate limiter until the client withdraws it."""
@@ -174,6 +205,9 @@ class SampleStream:
         self._unconsumed.append((self._seq, draw))
         return Drawn(self._seq, 1, draw, self._table.plan(draw))
 
-    async def _send(self, response: SampleResponse) -> None:
+    async def _send(self, response: SampleResponse, lending: Lending | None = None) -> None:
         async with self._sending:
-            await self._duplex.send(response.to_message())
+            message = response.to_message()
+            if lending is not None:
+                lending.put(message)
+            await self._duplex.send(message)

@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from reverb_async.core.draw import MutateResult
 from reverb_async.core.info import TableInfo
 from reverb_async.errors import CheckpointError, InvalidArgument
+from reverb_async.protocol import lending
 from reverb_async.protocol.hello import PROTOCOL_VERSION, Hello
 from reverb_async.protocol.message import Duplex
 from reverb_async.protocol.updating import MAX_KEYS
 from reverb_async.replay import Replay
 from reverb_async.service.insert_stream import InsertStream
+from reverb_async.service.leases import Leases
 from reverb_async.service.row_intake import RowIntake
 from reverb_async.service.sample_stream import SampleStream
 from reverb_async.service.update_stream import serve_updates
@@ -28,6 +30,8 @@ class ReplayService:
 
     def __init__(self, replay: Replay, max_message_bytes: int) -> None:
         self.replay = replay
+        self.leases = Leases.of_this_process()
+        """What clients on this host may read in our memory."""
         self._intake = RowIntake(replay)
         self._max_message_bytes = max_message_bytes
         self.closing = False
@@ -40,7 +44,15 @@ class ReplayService:
                 f"the client speaks protocol version {protocol_version}, this server {PROTOCOL_VERSION}; "
                 f"install the same major version of reverb_async on both sides"
             )
-        return Hello(PROTOCOL_VERSION, FEATURES, self.replay.epoch, self.replay.grant_keys(), self._max_message_bytes)
+        offer = self.leases.offer()
+        return Hello(
+            PROTOCOL_VERSION,
+            FEATURES if offer is None else (*FEATURES, lending.FEATURE),
+            self.replay.epoch,
+            self.replay.grant_keys(),
+            self._max_message_bytes,
+            offer,
+        )
 
     async def insert(self, duplex: Duplex) -> None:
         """Serve an Insert stream to its end."""
@@ -48,7 +60,7 @@ class ReplayService:
 
     async def sample(self, duplex: Duplex) -> None:
         """Serve a Sample stream to its end."""
-        await SampleStream(self.replay, duplex).run()
+        await SampleStream(self.replay, duplex, self.leases).run()
 
     async def update(self, duplex: Duplex) -> None:
         """Serve an Update stream to its end."""

@@ -12,6 +12,7 @@ from reverb_async.protocol.message import Duplex
 from reverb_async.wire.duplex import open_duplex
 from reverb_async.wire.generated.reverb_async import v1
 from reverb_async.wire.http2 import ReplayChannel
+from reverb_async.wire.memory_offer import memory_offer_from_proto
 from reverb_async.wire.status import status_as_errors
 from reverb_async.wire.table_info import table_info_from_proto
 
@@ -56,6 +57,7 @@ class GrpcTransport:
             server_epoch=answer.server_epoch,
             key_block=answer.key_block,
             max_message_bytes=answer.max_message_bytes,
+            memory=None if answer.shared_memory is None else memory_offer_from_proto(answer.shared_memory),
         )
 
     async def open(self, kind: StreamKind) -> Duplex:

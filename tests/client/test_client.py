@@ -79,11 +79,11 @@ def test_a_wrong_connect_timeout_is_refused(options):
         ra.Client(NOBODY, **options)
 
 
-def test_shared_memory_is_not_there_yet():
+def test_shared_memory_is_auto_or_off():
     for fine in ("auto", False):
         ra.Client(NOBODY, shared_memory=fine)
     for wrong in (True, "yes", None):
-        with pytest.raises(InvalidArgument, match="not shared yet"):
+        with pytest.raises(InvalidArgument, match="'auto', which uses it where it can be, or False"):
             ra.Client(NOBODY, shared_memory=wrong)
 
 

@@ -8,15 +8,32 @@ from contextlib import asynccontextmanager
 import pytest
 
 import reverb_async as ra
+from reverb_async.service import lender
 from reverb_async.testing import ConformanceSuite
 
 
 class TestTcp(ConformanceSuite):
     @asynccontextmanager
     async def serving(self, tables):
-        async with ra.Server(tables) as server, ra.Client(server.address) as client:
+        async with ra.Server(tables) as server, ra.Client(server.address, shared_memory=False) as client:
             assert client.transport == "tcp"
             yield server, client
+            assert client.transport == "tcp"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process map another's memory")
+class TestSharedMemory(ConformanceSuite):
+    @pytest.fixture(autouse=True)
+    def _lend_everything(self, monkeypatch):
+        monkeypatch.setattr(lender, "MIN_LENT_BYTES", 1)
+
+    @asynccontextmanager
+    async def serving(self, tables):
+        async with ra.Server(tables) as server, ra.Client(server.address) as client:
+            await client.server_info()
+            assert client.transport == "tcp + shared memory"
+            yield server, client
+            assert client.transport == "tcp + shared memory"
 
 
 class TestTcpWithH2ForEveryFrame(TestTcp):

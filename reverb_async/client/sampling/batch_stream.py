@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from reverb_async.client.connector import NOW_S, Connector
 from reverb_async.client.conversation import Conversation
+from reverb_async.client.sampling.borrowing import Borrower
 from reverb_async.client.sampling.queued_priorities import QueuedPriorities
 from reverb_async.client.updates import UpdateStream
 from reverb_async.core.selectors import Selector, from_options
@@ -32,6 +33,13 @@ LEAVE_S = 5.0
 """A server has this long to take back what was not delivered."""
 HURRIED_LEAVE_S = 1.0
 """The same when the caller was cancelled."""
+
+RETURN_S = 0.1
+"""So long may memory stay lent that was copied, until a request says so by the way."""
+
+_TURNS = 2
+"""Of the event loop, after a copy: in the first the caller takes its batch, in the second the wish for the next one
+goes out. Otherwise the next batch, if it is there already, is copied first, while the server has nothing to do."""
 
 _SILENCE_S = FIRST_WARNING_S + 1.0
 
@@ -74,6 +82,9 @@ class BatchStream(Conversation):
         self._loop: asyncio.AbstractEventLoop | None = None
         # What this connection has been asked, and has answered.
         self._reader = SampleResponseReader()
+        self._borrower: Borrower | None = None
+        self._returns = False
+        self._return_timer: asyncio.TimerHandle | None = None
         self._ready: deque[SampledBatch] = deque()
         self._subscribed = self._said_end = False
         self._granted = self._said_granted = 0
@@ -311,6 +322,9 @@ class BatchStream(Conversation):
     def opened(self) -> None:
         """Ask again for what is missing; the server has handed back what was not delivered."""
         self._reader = SampleResponseReader()
+        memory = self.connector.memory
+        self._borrower = None if memory.page is None else Borrower(memory, memory.page)
+        self._returns = False
         self._ready.clear()
         self._subscribed = self._said_end = False
         self._granted = self._said_granted = self._answered = 0
@@ -331,14 +345,54 @@ class BatchStream(Conversation):
             request.keys, request.priorities = updates
             self._room.set()
         request.end = self.finishing and not self._priorities.num_unsent and not self._said_end
-        if not (request.credits or request.consumed or request.withdraw or request.keys is not None or request.end):
+        says_something = request.credits or request.consumed or request.withdraw or request.keys is not None
+        if not (says_something or request.end or self._returns):
             return None
+        if self._borrower is not None:
+            self._returns, request.returned = False, self._borrower.report()
         if not self._subscribed:
             request.subscribe = self._wanted
         self._subscribed = True
         self._said_granted, self._said_consumed, self._said_withdrawn = self._granted, self._consumed, self._withdrawn
         self._said_end = self._said_end or request.end
         return request.to_message()
+
+    async def absorb(self, message: Message) -> None:
+        """Copy what the server lends, before the next message is received."""
+        self.take(message)
+        if "lent" not in message.header or self.finishing:
+            return
+        if self._borrower is None:
+            raise InvalidArgument(f"{self.name}: the server lends memory that this client has not mapped")
+        if self._return_timer is None:
+            self._return_timer = asyncio.get_running_loop().call_later(RETURN_S, self._return_leases)
+        for seq, batch in await self._borrower.take(message, self._reader.layouts):
+            self._arrived(seq, batch)
+            for _ in range(_TURNS):
+                await asyncio.sleep(0)
+        self._priorities.answered(self._answered)
+
+    def _return_leases(self) -> None:
+        """Say what was copied, if no request has said so."""
+        self._return_timer = None
+        if self._borrower is not None and self._borrower.has_news:
+            self._returns = True
+            self.poke()
+
+    def _arrived(self, seq: int, batch: SampledBatch | None) -> None:
+        """Queue an answer; None: it was revoked before it could be copied, so another one is asked for."""
+        self._answered = max(self._answered, seq)
+        if self.finishing:
+            return
+        if batch is not None:
+            self._ready.append(batch)
+            self._wake(None)
+            return
+        self._returns = True
+        if self._expired:
+            self._withdrawn = self._answered + 1
+        self._ask(self._target)
+        self.poke()
 
     def take(self, message: Message) -> None:
         """Queue batches, tell the caller of refusals."""
@@ -348,10 +402,7 @@ class BatchStream(Conversation):
             if self._waiter is not None:
                 logger.warning("%s at %s: %s", self.name, self.connector.address, response.waiting)
         for batch in response.batches:
-            self._answered = max(self._answered, batch.seq)
-            if not self.finishing:
-                self._ready.append(batch)
-                self._wake(None)
+            self._arrived(batch.seq, batch)
         for seq, described in response.failed:
             self._answered = max(self._answered, seq)
             if self._expired:
@@ -363,6 +414,10 @@ class BatchStream(Conversation):
     def interrupted(self) -> None:
         """Drop what was not delivered: the server has taken it back."""
         self._ready.clear()
+        if self._return_timer is not None:
+            self._return_timer.cancel()
+            self._return_timer = None
+        self._borrower = None
 
     def closed(self, error: ReplayError | None) -> None:
         """Tell the caller; a lost connection and a closed table are no reason not to try again later."""

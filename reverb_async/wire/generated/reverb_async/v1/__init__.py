@@ -22,6 +22,7 @@ __all__ = (
     "SelectorOptionsPrioritized",
     "ServerInfoRequest",
     "ServerInfoResponse",
+    "SharedMemory",
     "TableInfo",
     "Waiter",
 )
@@ -153,6 +154,11 @@ class HelloResponse(betterproto2.Message):
     max_message_bytes: "int" = betterproto2.field(5, betterproto2.TYPE_UINT64)
     """
     The server refuses longer messages with RESOURCE_EXHAUSTED before reading them.
+    """
+
+    shared_memory: "SharedMemory | None" = betterproto2.field(6, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    Where clients on the server's own host find its memory (feature "shared_memory"); absent if it shares none.
     """
 
 
@@ -312,6 +318,43 @@ class ServerInfoResponse(betterproto2.Message):
 
 
 default_message_pool.register_message("reverb_async.v1", "ServerInfoResponse", ServerInfoResponse)
+
+
+@dataclass(eq=False, repr=False)
+class SharedMemory(betterproto2.Message):
+    """
+    How a client on the same host and of the same user finds the server's memory in /proc, and sees that it is the right one.
+    """
+
+    pid: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
+
+    pid_namespace: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
+    """
+    The inode of the server's pid namespace, in which `pid` means something; 0: unknown.
+    """
+
+    uid: "int" = betterproto2.field(3, betterproto2.TYPE_UINT64)
+    """
+    The server's effective user.
+    """
+
+    host: "bytes" = betterproto2.field(4, betterproto2.TYPE_BYTES)
+    """
+    16 bytes: BLAKE2b of the host's boot id with `token` as the key.
+    """
+
+    control_fd: "int" = betterproto2.field(5, betterproto2.TYPE_UINT64)
+    """
+    The process's descriptor of the page that says which leases hold.
+    """
+
+    token: "bytes" = betterproto2.field(6, betterproto2.TYPE_BYTES)
+    """
+    16 random bytes, which are also the first ones of that page.
+    """
+
+
+default_message_pool.register_message("reverb_async.v1", "SharedMemory", SharedMemory)
 
 
 @dataclass(eq=False, repr=False)
