@@ -17,7 +17,7 @@ from reverb_async.client.conversation import Conversation
 from reverb_async.core.draw import MutateResult
 from reverb_async.errors import InvalidArgument, ReplayError, from_map
 from reverb_async.protocol.message import Message
-from reverb_async.protocol.updating import MAX_KEYS, UpdateRequest, UpdateResponse
+from reverb_async.protocol.updating import MAX_KEYS, UpdateRequest, UpdateResponse, pack
 from reverb_async.waiting import FIRST_WARNING_S, reported
 
 Updates: TypeAlias = "Mapping[int, float] | tuple[ArrayLike, ArrayLike]"
@@ -25,6 +25,11 @@ Updates: TypeAlias = "Mapping[int, float] | tuple[ArrayLike, ArrayLike]"
 
 UPDATE_S = 10.0
 """What `Batch.update_priorities` allows a server that must answer first."""
+
+_PACKED_KEYS = 1_024
+_PACKED_CALLS = 64
+"""What travels in one message at most, if it is more than one call: enough that its overhead does not count, so little
+that the server works on one message while the callers of another prepare their next calls."""
 
 _CLOSE_S = 1.0
 _NO_KEYS = np.zeros(0, np.uint64)
@@ -115,13 +120,21 @@ class UpdateStream(Conversation):
         self._unanswered.clear()
 
     def compose(self) -> Message | None:
-        """Return the next block whose caller still waits."""
-        while self._unsent:
-            request, answer = self._unsent.popleft()
-            if not answer.done():
-                self._unanswered[request.seq] = (request, answer)
-                return request.to_message()
-        return None
+        """Return the next blocks whose callers still wait, several if they are small."""
+        requests: list[UpdateRequest] = []
+        num_keys = 0
+        while self._unsent and len(requests) < _PACKED_CALLS:
+            request, answer = self._unsent[0]
+            num_keys += request.num_keys
+            if requests and num_keys > _PACKED_KEYS:
+                break
+            self._unsent.popleft()
+            if answer.done():
+                num_keys -= request.num_keys
+                continue
+            self._unanswered[request.seq] = (request, answer)
+            requests.append(request)
+        return pack(requests) if requests else None
 
     def take(self, message: Message) -> None:
         """Hand answers to those who wait for them."""

@@ -32,7 +32,13 @@ class KeyIndex:
     """
 
     def __init__(self, capacity: int, keys: NDArray[np.uint64], multiplier: int) -> None:
-        """Index up to `capacity` keys; ``keys[slot]`` must be the key of each slot inserted; strided is fine. `multiplier` is odd."""
+        """Index up to `capacity` keys.
+
+        Args:
+            capacity: how many keys at most.
+            keys: ``keys[slot]`` must be the key of each slot inserted; may be strided.
+            multiplier: odd.
+        """
         assert 1 <= capacity <= 2**31, capacity
         assert multiplier % 2 == 1, "an even multiplier would lose the keys' high bits"
         self._keys = keys
@@ -54,7 +60,8 @@ class KeyIndex:
         self._buckets = np.zeros((self._num_buckets, _BUCKET), np.uint32)
         self._cells = self._buckets.reshape(-1)
         # By slot: the cell of its entry, so that a delete need not search. Without meaning for slots not in a cell.
-        self._cell_of = np.zeros(len(self._keys), np.int32 if len(self._cells) < 2**31 else np.int64)
+        place = np.int32 if len(self._cells) < 2**31 else np.int64
+        self._cell_of: NDArray[np.signedinteger] = np.zeros(len(self._keys), place)
         self._overflow: dict[int, int] = {}
         self._num_overflowed = np.zeros(self._num_buckets, np.int32)  # by bucket
 

@@ -95,8 +95,9 @@ def as_run(rows: Rows) -> slice | None:
     if n == 0:
         return None
     first: int = rows.item(0)
-    if n == 1:
-        return slice(first, first + 1)
-    if rows.item(n - 1) - first != n - 1 or np.count_nonzero(rows == np.arange(first, first + n)) != n:
+    if rows.item(n - 1) - first != n - 1:
+        return None
+    # Comparing bytes costs a third less than comparing numbers and counting.
+    if n > 1 and rows.tobytes() != np.arange(first, first + n).tobytes():
         return None
     return slice(first, first + n)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,9 +14,10 @@ from reverb_async.core.draw import Draw, MutateResult
 from reverb_async.core.episodes import EpisodeCounter
 from reverb_async.core.item import ItemBlock
 from reverb_async.core.key_index import Hashes, KeyIndex
+from reverb_async.core.mutation import Mutation, occurrence, winners
 from reverb_async.core.rate_limiters import RateLimiter, RateLimiterState
-from reverb_async.core.runs import Rows
-from reverb_async.core.selectors import Fifo, Prioritized, Selector
+from reverb_async.core.runs import Rows, as_run
+from reverb_async.core.selectors import Fifo, Lifo, Prioritized, Selector, Uniform
 from reverb_async.core.slots import GONE, LIVE, OUT, Slots
 from reverb_async.errors import InvalidArgument
 
@@ -63,6 +68,11 @@ class TableState:
         self._index = KeyIndex(capacity, self.slots.key, self._multiplier)
         self._sampler = self._sampler_kind.build(capacity)
         self._remover = self._remover_kind.build(capacity)
+        self._ranked = [
+            state
+            for kind, state in ((self._sampler_kind, self._sampler), (self._remover_kind, self._remover))
+            if not isinstance(kind, Uniform | Fifo | Lifo)  # to whom priorities mean nothing
+        ]
         # Where sampled-out items stood in sampler and remover, so that they can return there.
         self._sampler_place = np.zeros(capacity, np.int64)
         self._remover_place = np.zeros(capacity, np.int64)
@@ -81,7 +91,7 @@ class TableState:
             InvalidArgument: a priority the selectors refuse, or an item larger than `max_bytes`.
         """
         given = block.priorities
-        if len(given) and np.isnan(given.min()):
+        if len(given) and math.isnan(_extreme(given, np.minimum)):
             given = given[~np.isnan(given)]
         self.check_priorities(given)
         if self.max_bytes is not None and len(block) and int(block.nbytes.max()) > self.max_bytes:
@@ -108,7 +118,7 @@ class TableState:
         keys = block.keys
         hashes = self._index.hash(keys)
         known = self._index.find(keys, hashes)
-        fresh = int(known.max()) < 0
+        fresh = _extreme(known, np.maximum) < 0
         if fresh and len(keys) > 1 and not bool((keys[1:] > keys[:-1]).all()):
             fresh = len(np.unique(keys)) == len(keys)
         if not fresh and len(keys) > 1:
@@ -150,8 +160,8 @@ class TableState:
         """Replace NaN by the highest priority at that moment: Schaul et al., 2016, arXiv:1511.05952, section 3.3."""
         if self.size == 0:
             self._highest_priority = -np.inf
-        highest = float(priorities.max())
-        if highest == highest:  # not NaN
+        highest = _extreme(priorities, np.maximum)
+        if not math.isnan(highest):
             self._highest_priority = max(self._highest_priority, highest)
             return priorities
         asked = np.isnan(priorities)
@@ -163,15 +173,13 @@ class TableState:
         self._highest_priority = float(running[-1])
         return np.where(asked, running, priorities)
 
-    def _add(
-        self, block: ItemBlock, priorities: NDArray[np.float64], now: float, hashes: Hashes = None
-    ) -> None:
+    def _add(self, block: ItemBlock, priorities: NDArray[np.float64], now: float, hashes: Hashes = None) -> None:
         slots = self.slots.put(block, priorities, now)
         self._index.insert(block.keys, slots, hashes)
         self._sampler.insert(slots, priorities)
         self._remover.insert(slots, priorities)
         self.size += len(slots)
-        self.nbytes += int(block.nbytes.sum())
+        self.nbytes += _total(block.nbytes)
         self.episodes.add(*(({}, len(slots)) if block.episodes is None else self.slots.episodes_of(slots)))
         self.limiter.count_inserts(len(slots))
         self._emit(ChangeKind.INSERT, slots, priorities)
@@ -235,7 +243,7 @@ class TableState:
         ahead = 1
         while n and self.size >= self.limiter.limiter.min_size_to_sample:
             slots, probabilities = self._sampler.sample(min(n, ahead), self._rng)
-            times = self.slots.times_sampled[slots] + _occurrence(slots)
+            times = self.slots.times_sampled[slots] + occurrence(slots)
             used_up = np.flatnonzero(times >= self.max_times_sampled)
             count = int(used_up[0]) + 1 if len(used_up) else len(slots)
             ahead = 2 * count  # As far ahead as lately went well: what lies behind a used-up item is drawn in vain.
@@ -249,7 +257,7 @@ class TableState:
         """Count the draws and note what their callers are told."""
         items = self.slots
         seen = items.records.take(slots)
-        times = seen["times_sampled"] + _occurrence(slots)
+        times = seen["times_sampled"] + occurrence(slots)
         items.times_sampled[slots] = times  # the last of duplicates is the highest, and is what stays
         self.num_unique_samples += int(np.count_nonzero(times == 1))
         if self.max_times_sampled >= 1:
@@ -332,32 +340,85 @@ class TableState:
         Raises:
             InvalidArgument: a priority the selectors refuse; nothing was changed.
         """
-        self.check_priorities(priorities)
-        updated = deleted = 0
-        unknown = keys[:0]
-        if len(keys):
-            slots = self._index.find(keys)
+        result = self.mutate_all([Mutation(keys, priorities, deletes)])[0]
+        if isinstance(result, InvalidArgument):
+            raise result
+        return result
+
+    def mutate_all(self, calls: Iterable[Mutation]) -> list[MutateResult | InvalidArgument]:
+        """Do what `mutate` does for one call after the other, in as few vector operations as possible.
+
+        A call that is refused harms no other. Calls that only set priorities make one change record together.
+        """
+        results: list[MutateResult | InvalidArgument] = []
+        together: list[Mutation] = []
+        for call in calls:
+            try:
+                self.check_priorities(call.priorities)
+            except InvalidArgument as refusal:
+                results.extend(self._mutate(together))
+                together = []
+                results.append(refusal)
+                continue
+            together.append(call)
+            if len(call.deletes):
+                results.extend(self._mutate(together))
+                together = []
+        results.extend(self._mutate(together))
+        return results
+
+    def _mutate(self, calls: list[Mutation]) -> list[MutateResult]:
+        """Apply checked calls of which only the last may delete."""
+        if not calls:
+            return []
+        keys, priorities = calls[0].keys, calls[0].priorities
+        if len(calls) > 1:
+            keys = np.concatenate([call.keys for call in calls])
+            priorities = np.concatenate([call.priorities for call in calls])
+        slots = self._index.find(keys)
+        if len(calls) == 1:
+            of_call = np.zeros(len(keys), np.int64)
+        else:
+            of_call = np.repeat(np.arange(len(calls)), [len(call.keys) for call in calls])
+        unknown: dict[int, NDArray[np.uint64]] = {}
+        if len(slots) and int(slots.min()) < 0:
             known = slots >= 0
-            if not known.all():
-                unknown = keys[~known]
-                slots, priorities = slots[known], priorities[known]
-            slots, priorities = _last_of_each(slots, priorities)
-            updated = len(slots)
-            self._set_priorities(slots, priorities)
+            missing = np.bincount(of_call[~known], minlength=len(calls))
+            parts = np.split(keys[~known], np.cumsum(missing)[:-1])
+            unknown = {at: parts[at] for at in missing.nonzero()[0].tolist()}
+            slots, priorities, of_call = slots[known], priorities[known], of_call[known]
+        last, last_in_call = winners(slots, of_call)
+        if last is not None and last_in_call is not None:
+            # Also what a later call overwrites counts for the highest priority so far.
+            self._highest_priority = max(self._highest_priority, float(priorities[last_in_call].max()))
+            of_call = of_call[last_in_call]
+            slots, priorities = slots[last], priorities[last]
+        updated = np.bincount(of_call, minlength=len(calls)).tolist()
+        self._set_priorities(slots, priorities)
+        deleted = 0
+        deletes = calls[-1].deletes
         if len(deletes):
             slots = self._index.find(deletes)
-            unknown = np.concatenate([unknown, deletes[slots < 0]])
+            strange = deletes[slots < 0]
+            if len(strange):
+                unknown[len(calls) - 1] = np.concatenate([unknown.get(len(calls) - 1, strange[:0]), strange])
             slots = np.unique(slots[slots >= 0])
             deleted = len(slots)
             self._remove(slots, ChangeKind.DELETE)
-        return MutateResult(updated, deleted, len(np.unique(unknown)) if len(unknown) else 0)
+        results = [
+            MutateResult(count, 0, len(np.unique(unknown[at])) if at in unknown else 0)
+            for at, count in enumerate(updated)
+        ]
+        if deleted:
+            results[-1] = MutateResult(updated[-1], deleted, results[-1].unknown)
+        return results
 
     def _set_priorities(self, slots: Rows, priorities: NDArray[np.float64]) -> None:
         if not len(slots):
             return
         self.slots.priority[slots] = priorities
-        self._sampler.update(slots, priorities)
-        self._remover.update(slots, priorities)
+        for selector in self._ranked:
+            selector.update(slots, priorities)
         self._highest_priority = max(self._highest_priority, float(priorities.max()))
         self._emit(ChangeKind.UPDATE, slots, priorities)
 
@@ -366,7 +427,7 @@ class TableState:
         self._sampler.delete(slots)
         self._remover.delete(slots)
         self.size -= len(slots)
-        self.nbytes -= int(self.slots.nbytes[slots].sum())
+        self.nbytes -= _total(self.slots.nbytes[as_run(slots) or slots])
         self.episodes.delete(*self.slots.episodes_of(slots))
         self.limiter.count_deletes(len(slots))
         self._emit(kind, slots, None)
@@ -426,32 +487,10 @@ class TableState:
                 listener(change)
 
 
-def _has_repeats(slots: Rows) -> bool:
-    ordered = np.sort(slots)
-    return bool((ordered[1:] == ordered[:-1]).any())
+def _extreme(values: NDArray[Any], which: np.ufunc) -> float:
+    """Return the least or greatest value, NaN if there is any; a single item needs no vector operation."""
+    return values.item(0) if len(values) == 1 else which.reduce(values).item()  # type: ignore[no-any-return]
 
 
-def _occurrence(slots: Rows) -> NDArray[np.int32]:
-    """Return, for each position, how often its slot has occurred so far, itself included; int32 ``[n]``."""
-    if not _has_repeats(slots):
-        return np.ones(len(slots), np.int32)
-    order = np.argsort(slots, kind="stable")
-    ordered = slots[order]
-    new = np.ones(len(slots), bool)
-    new[1:] = ordered[1:] != ordered[:-1]
-    at = np.arange(len(slots))
-    rank = np.empty(len(slots), np.int32)
-    rank[order] = at - np.maximum.accumulate(np.where(new, at, 0)) + 1
-    return rank
-
-
-def _last_of_each(slots: Rows, priorities: NDArray[np.float64]) -> tuple[Rows, NDArray[np.float64]]:
-    """Drop all but the last of duplicate slots; the order of what stays is kept."""
-    if not _has_repeats(slots):
-        return slots, priorities
-    order = np.argsort(slots, kind="stable")
-    ordered = slots[order]
-    last = np.ones(len(slots), bool)
-    last[:-1] = ordered[1:] != ordered[:-1]
-    keep = np.sort(order[last])
-    return slots[keep], priorities[keep]
+def _total(values: NDArray[np.int64]) -> int:
+    return values.item(0) if len(values) == 1 else int(values.sum())

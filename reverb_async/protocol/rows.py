@@ -47,7 +47,8 @@ class RecordFormat:
     @classmethod
     def of(cls, specs: Sequence[ArraySpec], num_tables: int) -> RecordFormat | None:
         """Return the format; None if such rows do not travel as records."""
-        if not all(spec.dtype.isbuiltin == 1 and not spec.is_variable and spec.row_bytes for spec in specs):
+        # Dtypes that other packages define (isbuiltin 2) are no fields of records.
+        if not all(spec.dtype.isbuiltin != 2 and not spec.is_variable and spec.row_bytes for spec in specs):
             return None
         if 16 * num_tables + sum(spec.row_bytes for spec in specs) > MAX_RECORD_BYTES:
             return None

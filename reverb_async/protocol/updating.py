@@ -10,16 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reverb_async.core.draw import MutateResult
+from reverb_async.errors import InvalidArgument
 from reverb_async.protocol.fields import integer, items_of, text
 from reverb_async.protocol.message import BufferReader, Message
 
 MAX_KEYS = 65_536
 """Keys in one block: one synchronous step on the server."""
 
+MAX_CALLS = 1_024
+"""Blocks in one message."""
+
 
 @dataclass(slots=True)
 class UpdateRequest:
-    """Client to server: one call of `mutate_priorities`.
+    """Client to server: one call of `mutate_priorities`. A message carries one or several, see `pack`.
 
     Attributes:
         seq: the call's number on this stream.
@@ -35,24 +39,64 @@ class UpdateRequest:
     priorities: NDArray[np.float64]
     deletes: NDArray[np.uint64]
 
-    def to_message(self) -> Message:
-        """Encode."""
-        header = {"seq": self.seq, "table": self.table, "updates": len(self.keys), "deletes": len(self.deletes)}
-        return Message(header, [self.keys, self.priorities, self.deletes])
+    @property
+    def num_keys(self) -> int:
+        """Updates and deletes."""
+        return len(self.keys) + len(self.deletes)
 
-    @classmethod
-    def from_message(cls, message: Message) -> UpdateRequest:
-        """Decode; raises `InvalidArgument` for anything malformed."""
-        header, reader = message.header, BufferReader(message)
-        updates = integer(header.get("updates", 0), "updates")
-        deletes = integer(header.get("deletes", 0), "deletes")
-        return cls(
-            integer(header.get("seq"), "seq"),
-            text(header.get("table"), "table"),
-            reader.array(np.uint64, (updates,)),
-            reader.array(np.float64, (updates,)),
-            reader.array(np.uint64, (deletes,)),
-        )
+    def to_message(self) -> Message:
+        """Encode this call alone."""
+        return pack([self])
+
+
+def pack(requests: Sequence[UpdateRequest]) -> Message:
+    """Encode one or more requests: the header describes the first, under "more" the others as [seq, table, updates,
+    deletes]; the buffers hold the keys of all, their priorities, and their deletes.
+    """
+    first = requests[0]
+    header: dict[str, Any] = {
+        "seq": first.seq,
+        "table": first.table,
+        "updates": len(first.keys),
+        "deletes": len(first.deletes),
+    }
+    if len(requests) == 1:
+        return Message(header, [first.keys, first.priorities, first.deletes])
+    header["more"] = [[other.seq, other.table, len(other.keys), len(other.deletes)] for other in requests[1:]]
+    return Message(
+        header,
+        [
+            np.concatenate([request.keys for request in requests]),
+            np.concatenate([request.priorities for request in requests]),
+            np.concatenate([request.deletes for request in requests]),
+        ],
+    )
+
+
+def unpack(message: Message) -> list[UpdateRequest]:
+    """Decode; raises `InvalidArgument` for anything malformed."""
+    header, reader = message.header, BufferReader(message)
+    described = [
+        (header.get("seq"), header.get("table"), header.get("updates", 0), header.get("deletes", 0)),
+        *items_of(header, "more", 4),
+    ]
+    if len(described) > MAX_CALLS:
+        raise InvalidArgument(f"a message carries {len(described)} calls; at most {MAX_CALLS}")
+    calls = [
+        (integer(seq, "seq"), text(table, "table"), integer(updates, "updates"), integer(deletes, "deletes"))
+        for seq, table, updates, deletes in described
+    ]
+    updates, deletes = sum(call[2] for call in calls), sum(call[3] for call in calls)
+    all_keys = reader.array(np.uint64, (updates,))
+    all_priorities = reader.array(np.float64, (updates,))
+    all_deletes = reader.array(np.uint64, (deletes,))
+    requests = []
+    at = deleted = 0
+    for seq, table, updates, deletes in calls:
+        part, gone = slice(at, at + updates), slice(deleted, deleted + deletes)
+        requests.append(UpdateRequest(seq, table, all_keys[part], all_priorities[part], all_deletes[gone]))
+        at, deleted = part.stop, gone.stop
+    return requests
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 from grpclib.const import Handler
 from grpclib.server import Stream
 
-from reverb_async.errors import TableClosed, Unavailable
+from reverb_async.errors import ReplayError, TableClosed
 from reverb_async.protocol.message import Duplex
 from reverb_async.service.service import ReplayService
 from reverb_async.wire.duplex import GrpcServerDuplex
@@ -70,12 +70,13 @@ class ReplayHandlers(ReplayBase):
                     self._refuse_when_closing()
                     try:
                         await serve(GrpcServerDuplex(stream))
-                    except (asyncio.CancelledError, Unavailable):
+                    except (asyncio.CancelledError, ReplayError):
                         if not task.cancelling():
                             raise
                         if self._closing and task.uncancel() == 0:
                             self._refuse_when_closing()  # `close` ended the stream: its client shall know why.
-                        # A task group tells what its tasks died of, not that it was cancelled, for which grpclib waits.
+                        # grpclib waits for this when the client left, whatever the stream was just failing with: a task
+                        # group tells what its tasks died of, not that it was cancelled.
                         raise asyncio.CancelledError from None
             finally:
                 self._streams.discard(task)

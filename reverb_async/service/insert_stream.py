@@ -19,11 +19,11 @@ from reverb_async.protocol.inserting import (
     Layout,
     Refusal,
 )
-from reverb_async.protocol.message import Duplex, Message
+from reverb_async.protocol.message import Duplex
 from reverb_async.protocol.rows import RecordFormat, RowBlock
 from reverb_async.replay import Replay
 from reverb_async.service.row_intake import Arrival, RowIntake
-from reverb_async.service.step_rows import StepRows
+from reverb_async.service.step_rows import MAX_COPY_BYTES, StepRows
 from reverb_async.service.tasks import first_error
 from reverb_async.sessions import Session
 from reverb_async.table import RowInsertion, Table, insert_now
@@ -46,9 +46,9 @@ _SLICE_STEPS = 65_536
 class InsertStream:
     """One stream of one writer's session.
 
-    Messages are worked off one after the other, each in one synchronous step, and answered before the next is read;
-    items that have to wait become tasks of the stream, so that a full table holds up neither other tables nor the
-    withdrawal of the waiting items.
+    Messages are worked off one after the other, each in one synchronous step (but for the copying of very long ones),
+    and answered before the next is read. Items that have to wait become tasks of the stream, so that a full table holds
+    up neither other tables nor the withdrawal of the waiting items.
     """
 
     def __init__(self, replay: Replay, intake: RowIntake, duplex: Duplex) -> None:
@@ -91,9 +91,7 @@ class InsertStream:
                 self._tasks.create_task(self._send_answers())
                 while message is not None:
                     self._is_working = True
-                    arrived = self._work_off(message)
-                    if arrived is not None:
-                        await arrived
+                    await self._work_off(InsertRequestReader(message))
                     self._is_working = False
                     await self._answer()
                     await self._wait_for_room()
@@ -127,9 +125,8 @@ class InsertStream:
         self._outbox.refused = list(session.refusals)
         self._next_seq = session.applied_through + 1
 
-    def _work_off(self, message: Message) -> asyncio.Future[None] | None:
-        """Do what a message asks for; returns what is done when all of it is, None if it is."""
-        request = InsertRequestReader(message)
+    async def _work_off(self, request: InsertRequestReader) -> None:
+        """Do what a message asks for."""
         for group in request.groups():
             if group.id in self._groups or len(self._groups) >= MAX_DECLARATIONS:
                 raise InvalidArgument(f"group {group.id} is declared twice, or is one of more than {MAX_DECLARATIONS}")
@@ -139,7 +136,9 @@ class InsertStream:
         for steps in request.steps():
             rows = self._group(steps.group)
             columns = rows.read(request.buffers, steps.count)
-            if steps.count:
+            if sum(column.nbytes for column in columns if isinstance(column, np.ndarray)) > MAX_COPY_BYTES:
+                await rows.add_long(steps.first, steps.count, columns)
+            elif steps.count:
                 rows.add(steps.first, steps.count, columns)
         done = self._take_blocks(request.items(), request.rows())
         for group_id, step in request.release():
@@ -147,7 +146,8 @@ class InsertStream:
         for seq in request.cancel():
             if seq in self._waiting:
                 self._waiting[seq].deadline.expire()
-        return done
+        if done is not None:
+            await done
 
     def _group(self, group_id: int) -> StepRows:
         try:
@@ -251,11 +251,11 @@ class InsertStream:
         views = []
         nbytes = np.zeros(count, np.int64)
         for number, (group_id, segments) in enumerate(zip(view_groups, items.views, strict=True)):
-            runs = self._groups[group_id].find(segments, count)
-            squeezed = [leaf for leaf in layout.leaves if leaf.view == number and leaf.squeeze]
-            if squeezed and runs.uniform_length() != 1:
+            group = self._groups[group_id]
+            runs = group.find(segments, count)
+            if runs.uniform_length() != 1 and any(leaf.view == number and leaf.squeeze for leaf in layout.leaves):
                 raise InvalidArgument(f"view {number} has leaves without a time axis, so its items show one step each")
-            nbytes += _bytes_of(layout, number, runs)
+            nbytes += runs.length * group.store.row_bytes if group.is_fixed else _bytes_of(group.store, runs)
             views.append(runs)
         return [
             ItemBlock(layout, keys, priorities, tuple(views), nbytes, self._episodes(items))
@@ -435,10 +435,7 @@ def _acceptable(tables: Sequence[Table], blocks: Sequence[ItemBlock]) -> list[tu
     return [*stretches, (count, None)]
 
 
-def _bytes_of(layout: ItemLayout, view: int, runs: Runs) -> NDArray[np.int64]:
-    """Return the bytes each item shows of one view."""
-    store = layout.stores[view]
-    if not any(spec.is_variable for spec in store.specs):
-        return runs.length * store.row_bytes
+def _bytes_of(store: RowStore, runs: Runs) -> NDArray[np.int64]:
+    """Return the bytes each item shows of rows that differ in size."""
     starts = np.cumsum(runs.length) - runs.length
     return np.add.reduceat(store.bytes_of(runs.rows()), starts)

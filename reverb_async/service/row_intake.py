@@ -82,14 +82,15 @@ class RowIntake:
         Returns:
             What is done when that has happened, None if it has. If it is cancelled before, nothing is inserted.
         """
+        loop = asyncio.get_running_loop()
         self._messages += 1
         if not self._is_turn_open:
             self._is_turn_open = True
-            asyncio.get_running_loop().call_soon(self._end_turn)
+            loop.call_soon(self._end_turn)
         if not self._is_busy and self._messages == 1:
             self.insert(arrivals)
             return None
-        done = asyncio.get_running_loop().create_future()
+        done = loop.create_future()
         self._queue.append((arrivals, done))
         return done
 

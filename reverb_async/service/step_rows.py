@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+import asyncio
+from typing import cast
 
-from reverb_async.core.runs import Rows, Runs, join
+import numpy as np
+from numpy.typing import NDArray
+
+from reverb_async.core.runs import Rows, Runs, find_runs, join
 from reverb_async.core.spec import check_values
 from reverb_async.core.storage import RowCursor, RowStore
 from reverb_async.errors import InvalidArgument, ResourceExhausted
@@ -24,6 +28,10 @@ MAX_ITEM_ROWS = 1 << 22
 """Rows that the items of one block may show in one view, all together."""
 
 
+MAX_COPY_BYTES = 4 << 20
+"""Longer copies are made in slices, between which others have their turn."""
+
+
 class StepRows:
     """The steps of one column group that the client can still name; holds a pin on each of their rows."""
 
@@ -33,7 +41,11 @@ class StepRows:
         self._base = 0
         self._end = 0
         self._rows = np.full(64, -1, np.int64)
-        self._unsafe = [spec.dtype.kind in "bU" and not spec.is_variable for spec in store.specs]
+        self.is_fixed = not any(spec.is_variable for spec in store.specs)
+        """Whether all rows have the same size."""
+        self._formats = [
+            (spec, None if spec.is_variable else (*spec.fixed_shape,), spec.dtype.kind in "bU") for spec in store.specs
+        ]
 
     def read(self, buffers: BufferReader, count: int) -> list[Column]:
         """Take the columns of `count` steps from a message.
@@ -41,11 +53,15 @@ class StepRows:
         Raises:
             InvalidArgument: they are not there, or hold bytes that are no values.
         """
-        columns = [take_column(buffers, spec, count) for spec in self.store.specs]
-        for column, is_unsafe in zip(columns, self._unsafe, strict=True):
+        columns: list[Column] = []
+        for spec, shape, is_unsafe in self._formats:
+            if shape is None:
+                columns.append(take_column(buffers, spec, count))
+                continue
+            column = buffers.array(spec.dtype, (count, *shape))
             if is_unsafe:
-                assert isinstance(column, np.ndarray)
                 check_values(column, "a column of steps")
+            columns.append(column)
         return columns
 
     def add(self, first: int, count: int, columns: list[Column]) -> None:
@@ -55,6 +71,54 @@ class StepRows:
             InvalidArgument: they were sent before, or released.
             ResourceExhausted: the client keeps too many steps nameable, or the store is full.
         """
+        places = self._free_places(first, count)
+        rows = self._cursor.take(count)
+        if self.is_fixed:
+            self.store.write_all(rows, cast("list[NDArray[np.generic]]", columns))
+        else:
+            self._write(rows, columns)
+        places[:] = rows
+        self._end = max(self._end, first + count)
+
+    def _write(self, rows: Rows, columns: list[Column]) -> None:
+        try:
+            for number, column in enumerate(columns):
+                self.store.write(number, rows, column)
+        except ResourceExhausted:
+            self.store.unpin(rows)
+            raise
+
+    async def add_long(self, first: int, count: int, columns: list[Column]) -> None:
+        """Do what `add` does, in slices of 4 MB; nothing else may be done with the group meanwhile."""
+        places = self._free_places(first, count)
+        rows = self._cursor.take(count)
+        try:
+            for number, column in enumerate(columns):
+                if isinstance(column, np.ndarray):
+                    await self._copy(number, rows, column)
+                else:
+                    self.store.write(number, rows, column)
+        except BaseException:
+            self.store.unpin(rows)
+            raise
+        places[:] = rows
+        self._end = max(self._end, first + count)
+
+    async def _copy(self, number: int, rows: Rows, column: NDArray[np.generic]) -> None:
+        values = column.reshape(-1)
+        at, step = 0, max(1, MAX_COPY_BYTES // max(column.itemsize, 1))
+        for row, length in find_runs(rows).tolist():
+            size = length * (values.size // len(rows))
+            for start in range(0, size, step):
+                stop = min(start + step, size)
+                # The store's arrays may be others after each turn.
+                target = self.store.columns[number][row : row + length].reshape(-1)
+                target[start:stop] = values[at + start : at + stop]
+                await asyncio.sleep(0)
+            at += size
+
+    def _free_places(self, first: int, count: int) -> Rows:
+        """Return where the rows of new steps are to be noted."""
         stop = first + count
         if first < self._base:
             raise InvalidArgument(f"step {first} is sent after its release: the group starts at {self._base}")
@@ -69,17 +133,9 @@ class StepRows:
             )
         self._make_room(stop)
         places = self._rows[first - self._base : stop - self._base]
-        if bool((places >= 0).any()):
+        if places.item(0) >= 0 if count == 1 else bool((places >= 0).any()):
             raise InvalidArgument(f"some of the steps {first} to {stop - 1} were sent before")
-        rows = self._cursor.take(count)
-        try:
-            for number, column in enumerate(columns):
-                self.store.write(number, rows, column)
-        except ResourceExhausted:
-            self.store.unpin(rows)
-            raise
-        places[:] = rows
-        self._end = max(self._end, stop)
+        return places
 
     def _make_room(self, stop: int) -> None:
         needed = stop - self._base
@@ -94,6 +150,8 @@ class StepRows:
         Raises:
             InvalidArgument: a range is empty, or names steps that were not sent or are released.
         """
+        if len(segments.first) == 1 and count == 1:
+            return self._find_one(int(segments.first[0]), int(segments.length[0]))
         first, length = segments.first - self._base, segments.length
         if int(length.min()) < 1 or int(length.max()) > MAX_ITEM_ROWS or int(length.sum()) > MAX_ITEM_ROWS:
             raise InvalidArgument(f"ranges must have 1 to {MAX_ITEM_ROWS} steps, all together, got {length[:8]}")
@@ -104,8 +162,6 @@ class StepRows:
                 f"an item names steps {int(segments.first.min())} to {int((segments.first + length).max()) - 1}, "
                 f"this stream can name {self._base} to {self._end - 1}"
             )
-        if segments.counts is None and len(length) == 1:
-            return self._checked([self._rows[int(first[0]) : int(first[0] + length[0])]])
         if segments.counts is None and bool((length == length[0]).all()):
             return self._find_equal(first, int(length[0]))
         ranges = [self._rows[start:stop] for start, stop in zip(first.tolist(), (first + length).tolist(), strict=True)]
@@ -113,6 +169,22 @@ class StepRows:
             ends = np.cumsum(segments.counts).tolist()
             ranges = [np.concatenate(ranges[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
         return self._checked(ranges)
+
+    def _find_one(self, first: int, length: int) -> Runs:
+        """Return the rows of one item that shows one range, as the general way does with arrays."""
+        if not 1 <= length <= MAX_ITEM_ROWS:
+            raise InvalidArgument(f"ranges must have 1 to {MAX_ITEM_ROWS} steps, all together, got {length}")
+        if first < self._base or first + length > self._end:
+            raise InvalidArgument(
+                f"an item names steps {first} to {first + length - 1}, "
+                f"this stream can name {self._base} to {self._end - 1}"
+            )
+        rows = self._rows[first - self._base : first - self._base + length]
+        if length > 1:
+            return self._checked([rows])
+        if rows.item(0) < 0:
+            raise InvalidArgument("an item names steps that were not sent")
+        return Runs.of_rows(rows.copy())
 
     def _find_equal(self, first: Rows, length: int) -> Runs:
         if length == 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,6 +16,7 @@ from reverb_async.core.draw import Draw, MutateResult
 from reverb_async.core.gather import GatherPlan
 from reverb_async.core.info import CallStats, RateLimiterInfo, TableInfo, WaiterInfo
 from reverb_async.core.item import ItemBlock, ItemLayout
+from reverb_async.core.mutation import Mutation
 from reverb_async.core.spec import Signature
 from reverb_async.core.table_state import TableState
 from reverb_async.errors import InvalidArgument, RateLimiterTimeout, SignatureMismatch, TableClosed
@@ -356,6 +357,14 @@ class Table:
         if result.deleted:
             self._wake_inserters()
         return result
+
+    def mutate_all(self, calls: Sequence[Mutation]) -> list[MutateResult | InvalidArgument]:
+        """Do what `mutate` does for one call after the other, in one step; see `TableState.mutate_all`."""
+        self.raise_if_closed()
+        results = self.state.mutate_all(calls)
+        if any(isinstance(result, MutateResult) and result.deleted for result in results):
+            self._wake_inserters()
+        return results
 
     def reset(self) -> None:
         """Remove all items and set the counts to zero; waiting calls go on with the empty table."""

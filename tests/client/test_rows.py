@@ -226,6 +226,87 @@ async def test_batches_that_are_none_are_refused(rig: Rig, batch: Any, message: 
     assert rig.transport.opened == 0
 
 
+@pytest.mark.parametrize("limit", [None, 0], ids=["records", "columns"])
+async def test_rows_are_the_same_however_they_travel(monkeypatch: pytest.MonkeyPatch, limit: int | None) -> None:
+    """Every dtype a record can hold, singly and in batches, into one and two tables, from strided arrays too."""
+    if limit is not None:
+        monkeypatch.setattr("reverb_async.protocol.rows.MAX_RECORD_BYTES", limit)
+    rng = np.random.default_rng(0)
+    dtypes = ["?", "i1", "u2", "i4", "u8", "f2", "f4", "f8", "c8", "c16", "S3", "U2"]
+    batch: dict[str, Any] = {dtype: (rng.random((40, 3)) * 9).astype(dtype)[::2] for dtype in dtypes}
+    batch |= {"scalar": np.arange(40)[::2], "matrix": np.asfortranarray(rng.random((20, 4, 2)))}
+    priorities = rng.random(20)
+    async with Rig(queue(), queue("u")) as rig:
+        for _ in range(2):
+            await rig.rows.insert_batch(batch, {"t": priorities, "u": None})
+            for at in range(20):
+                row = {name: column[at] for name, column in batch.items()}
+                await rig.rows.insert(row, {"t": float(priorities[at])})
+        kinds = {key for message in rig.transport.messages for key in message.header if key in ("rows", "items")}
+        assert kinds == ({"rows"} if limit is None else {"items"})
+        samples = await rig.read("t", 80)
+        assert len(await rig.data("u", 40)) == 40
+    for at, sample in enumerate(samples):
+        assert sample.info.priority == priorities[at % 20]
+        for name, column in batch.items():
+            assert sample.data[name].dtype == column.dtype
+            np.testing.assert_array_equal(sample.data[name], column[at % 20])
+
+
+async def test_large_arrays_are_copied_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others have their turn between the slices; what arrives is the same, and a cancelled call leaves nothing."""
+    for where in (
+        "client.writing.copies.MAX",
+        "client.writing.rows.MAX",
+        "client.writing.row_values.MAX",
+        "service.insert_stream.MAX",
+        "service.step_rows.MAX",
+    ):
+        monkeypatch.setattr(f"reverb_async.{where}_COPY_BYTES", 10_000)
+    x = np.arange(50_001.0)
+    async with Rig(queue()) as rig:
+        await rig.rows.insert({"x": x[:1], "s": "warm"}, {"t": 1.0})
+        for turns in range(30):
+            call = asyncio.ensure_future(rig.rows.insert({"x": x, "s": "a"}, {"t": 1.0}))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            assert not call.done()
+            call.cancel()
+            await asyncio.wait([call])
+        await rig.rows.insert({"x": x, "s": "b"}, {"t": 1.0})
+        await rig.rows.insert_batch({"x": np.stack([x, x + 1, x + 2])}, {"t": 1.0})
+        data = await rig.data("t", size(rig))
+        for row, expected in zip(data[-3:], (x, x + 1, x + 2), strict=True):
+            np.testing.assert_array_equal(row["x"], expected)
+        for row in data[1:-3]:
+            np.testing.assert_array_equal(row["x"], x)
+        assert data[-4]["s"] == "b"
+    usage = rig.service.replay.storage.usage()
+    assert usage.staged_rows == usage.live_rows == 0
+
+
+async def test_the_records_of_long_batches_are_made_as_they_are_sent(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    for where in ("client.writing.copies", "client.writing.rows", "client.writing.row_values"):
+        monkeypatch.setattr(f"reverb_async.{where}.MAX_COPY_BYTES", 10_000)
+    n = np.arange(9000)
+    for x in (n, n[::-1]):
+        await rig.rows.insert_batch({"x": x, "y": n}, {"t": 1.0})
+    data = await rig.data("t", 18_000)
+    assert [int(row["x"]) for row in data] == [*n.tolist(), *n[::-1].tolist()]
+    assert [int(row["y"]) for row in data] == 2 * n.tolist()
+
+
+async def test_python_numbers_go_as_what_the_signature_or_the_first_row_says() -> None:
+    async with Rig(queue(signature={"x": ArraySpec((), np.float32), "n": ArraySpec((), np.int64)})) as rig:
+        for x in (1.5, 2, np.float32(3.5)):
+            await rig.rows.insert({"x": x, "n": 1}, {"t": 1.0})
+        with pytest.raises(InvalidArgument, match="beyond the range of float32"):
+            await rig.rows.insert({"x": 1e300, "n": 1}, {"t": 1.0})
+        with pytest.raises(SignatureMismatch):
+            await rig.rows.insert({"x": 1.0, "n": 1.5}, {"t": 1.0})
+        assert [data["x"] for data in await rig.data("t", 3)] == [1.5, 2.0, 3.5]
+
+
 # -- refusals ---------------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ import reverb_async as ra
 from reverb_async.client.updates import UpdateStream, as_keys, as_priorities, as_updates
 from reverb_async.core.draw import MutateResult
 from reverb_async.errors import Closed, DeadlineExceeded, InvalidArgument, TableNotFound, Unavailable
-from reverb_async.protocol.updating import MAX_KEYS, UpdateRequest, UpdateResponse
+from reverb_async.protocol.updating import MAX_KEYS, UpdateResponse, unpack
 from reverb_async.replay import Replay
 from reverb_async.service.service import ReplayService
 from reverb_async.testing import until
@@ -31,7 +31,7 @@ def update(stream, *numbers, timeout=None, table="t"):
 
 
 def requests(played):
-    return [UpdateRequest.from_message(message) for message in played.sent]
+    return [request for message in played.sent for request in unpack(message)]
 
 
 # -- the stream -------------------------------------------------------------------------------------------------------
@@ -307,3 +307,21 @@ def test_wrong_priorities_are_named(wrong, message):
 def test_priorities_are_copied():
     given = np.ones(2)
     assert not np.shares_memory(as_priorities(given, 2), given)
+
+
+async def test_calls_queued_together_are_packed_into_bounded_messages():
+    server = PlayedServer()
+    connector = server.connector()
+    stream = UpdateStream(connector)
+    sizes = [400, 400, 400, 2000, 30, *[1] * 80]
+    calls = [update(stream, *range(size)) for size in sizes]
+    calls[1].cancel()
+    await settle()
+    (played,) = server.streams
+    packed = [[len(request.keys) for request in unpack(message)] for message in played.sent]
+    assert packed == [[400, 400], [2000], [30, *[1] * 63], [1] * 17]
+    numbers = [request.seq for request in requests(played)]
+    played.answer(UpdateResponse([(seq, MutateResult(seq, 0, 0)) for seq in numbers]))
+    del calls[1]
+    assert [(await call).updated for call in calls] == numbers
+    await connector.close()

@@ -26,6 +26,7 @@ from reverb_async.protocol.inserting import (
     Steps,
 )
 from reverb_async.protocol.packing import PackedBatches, Packer, PieceHead
+from reverb_async.protocol.rows import RecordFormat, RowBlock
 from reverb_async.protocol.sampled import SampledBatch, SampledLayout, SampledPiece
 from reverb_async.protocol.sampling import SampleRequest, SampleResponse, Subscription
 from reverb_async.protocol.updating import UpdateRequest, UpdateResponse
@@ -61,6 +62,19 @@ insert_request = InsertRequest(
     ],
     release=[(0, 5)],
     cancel=[3],
+)
+
+ROWS = (OBS, ArraySpec((), np.bool_), ArraySpec((2,), np.int16))
+RECORDS = RecordFormat(ROWS, 2)
+records = np.zeros(2, RECORDS.dtype)
+records["key"], records["priority"] = [[1, 2**62], [3, 4]], [[0.5, np.nan], [1.0, 2.0]]
+records["0"], records["1"], records["2"] = np.arange(8).reshape(2, 4), [True, False], [[-1, 1], [2, 3]]
+
+insert_rows = InsertRequest(
+    rows=[
+        RowBlock(3, 9, 2, ("replay", "recent"), 1.5, records.view(np.uint8)),
+        RowBlock(3, 11, 1, ("replay", "recent"), None, records[:1].view(np.uint8)),
+    ],
 )
 
 insert_response = InsertResponse(
@@ -144,6 +158,7 @@ MESSAGES = {
     for name in (
         "insert_request",
         "insert_response",
+        "insert_rows",
         "sample_request",
         "sample_response",
         "sample_request_together",

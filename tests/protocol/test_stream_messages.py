@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stream_messages import GOLDEN, MESSAGES
+from stream_messages import GOLDEN, MESSAGES, OBS, RECORDS, TEXT
 
+from reverb_async.core.spec import ArraySpec
 from reverb_async.core.variable import VariableRows, decode_rows
 from reverb_async.errors import InvalidArgument
 from reverb_async.protocol.inserting import InsertRequestReader, InsertResponse, take_column
 from reverb_async.protocol.message import Message
+from reverb_async.protocol.rows import RecordFormat
 from reverb_async.protocol.sampling import SampleRequest, SampleResponseReader
-from reverb_async.protocol.updating import UpdateRequest, UpdateResponse
-from reverb_async.wire.codec import decode
+from reverb_async.protocol.updating import MAX_CALLS, UpdateRequest, UpdateResponse, pack, unpack
+from reverb_async.wire.codec import decode, encode
 
 
 def same(got: object, expected: object) -> bool:
@@ -43,8 +45,6 @@ def carried(request):
         golden = (GOLDEN / f"{name}.bin").read_bytes()
         if request.param == "as written once":
             return decode(golden)
-        from reverb_async.wire.codec import encode
-
         return decode(encode(MESSAGES[name].to_message()).join(), owned=True)
 
     return carry
@@ -62,6 +62,27 @@ def test_an_insert_request(carried):
     assert same(reader.items(), expected.items)
     assert reader.release() == expected.release
     assert reader.cancel() == expected.cancel
+
+
+def test_rows_as_records(carried):
+    reader = InsertRequestReader(carried("insert_rows"))
+    rows = reader.rows()
+    assert same(rows, MESSAGES["insert_rows"].rows)
+    assert same(np.frombuffer(rows[0].records, RECORDS.dtype)["2"], np.array([[-1, 1], [2, 3]], np.int16))
+
+
+def test_records_are_laid_out_like_a_c_struct():
+    offsets = [RECORDS.dtype.fields[name][1] for name in RECORDS.dtype.names]
+    assert offsets == [0, 16, 32, 48, 50]
+    assert RECORDS.dtype.itemsize == 56
+    assert RECORDS.unsafe == ("1",)
+
+
+def test_long_and_variable_rows_do_not_come_as_records():
+    for specs in ([ArraySpec((4096,), np.uint8)], [ArraySpec((None,), np.uint8)], [ArraySpec((0,), np.uint8)], [TEXT]):
+        assert RecordFormat.of(specs, 1) is None
+    assert RecordFormat.of([OBS], 256) is None
+    assert RecordFormat.of([OBS], 255) is not None
 
 
 def test_an_insert_response(carried):
@@ -181,11 +202,34 @@ def test_any_entry_is_read_or_refused(changes, entry, noise):
 
 
 def test_an_update_request(carried):
-    assert same(UpdateRequest.from_message(carried("update_request")), MESSAGES["update_request"])
+    assert same(unpack(carried("update_request")), [MESSAGES["update_request"]])
 
 
 def test_an_update_response(carried):
     assert same(UpdateResponse.from_message(carried("update_response")), MESSAGES["update_response"])
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2**63 - 1), st.text(max_size=3), st.integers(0, 3), st.integers(0, 2)),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_several_update_requests_travel_in_one_message(calls):
+    requests = [
+        UpdateRequest(
+            seq, table, np.arange(updates, dtype=np.uint64), np.arange(updates) / 2, np.arange(deletes, dtype=np.uint64)
+        )
+        for seq, table, updates, deletes in calls
+    ]
+    assert same(unpack(decode(encode(pack(requests)).join(), owned=True)), requests)
+
+
+def test_countless_update_requests_in_one_message_are_refused():
+    none = np.zeros(0, np.uint64)
+    with pytest.raises(InvalidArgument, match=f"{MAX_CALLS + 1} calls; at most {MAX_CALLS}"):
+        unpack(pack([UpdateRequest(1, "t", none, np.zeros(0), none)] * (MAX_CALLS + 1)))
 
 
 def test_every_golden_file_is_tested():
@@ -195,7 +239,7 @@ def test_every_golden_file_is_tested():
 def test_readers_ignore_keys_they_do_not_know(carried):
     message = carried("update_request")
     message.header["colour"] = "green"
-    assert same(UpdateRequest.from_message(message), MESSAGES["update_request"])
+    assert same(unpack(message), [MESSAGES["update_request"]])
 
 
 values = st.recursive(
@@ -210,7 +254,7 @@ values = st.recursive(
 )
 names = st.sampled_from(
     [
-        *("session", "groups", "layouts", "steps", "items", "release", "cancel"),
+        *("session", "groups", "layouts", "steps", "items", "rows", "release", "cancel"),
         *("applied_through", "applied", "acks", "refused", "waiting"),
         *(
             "subscribe",
@@ -225,6 +269,7 @@ names = st.sampled_from(
             "seq",
             "table",
             "deletes",
+            "more",
         ),
     ]
 )
@@ -249,17 +294,19 @@ def test_whatever_a_stranger_writes_is_read_or_refused(name, changes, lost_buffe
             for spec in specs.get(steps.group, ()):
                 take_column(reader.buffers, spec, steps.count)
         reader.items()
+        reader.rows()
         reader.release()
         reader.cancel()
 
     readers = {
         "insert_request": read_insert_request,
+        "insert_rows": read_insert_request,
         "insert_response": lambda: InsertResponse.from_message(message),
         "sample_request": lambda: SampleRequest.from_message(message),
         "sample_request_together": lambda: SampleRequest.from_message(message),
         "sample_response_packed": lambda: SampleResponseReader().read(message),
         "sample_response": lambda: SampleResponseReader().read(message),
-        "update_request": lambda: UpdateRequest.from_message(message),
+        "update_request": lambda: unpack(message),
         "update_response": lambda: UpdateResponse.from_message(message),
     }
     with contextlib.suppress(InvalidArgument):

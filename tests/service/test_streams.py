@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 
 import numpy as np
 import pytest
@@ -13,12 +14,23 @@ from reverb_async.core.nest import flatten
 from reverb_async.core.spec import ArraySpec
 from reverb_async.errors import InvalidArgument, ReplayError, ResourceExhausted
 from reverb_async.protocol.inserting import Group, InsertRequest, Items, Layout, Segments, Steps
+from reverb_async.protocol.rows import RowBlock
 from reverb_async.protocol.sampling import SampleRequest, Subscription
 from reverb_async.protocol.updating import MAX_KEYS
 from reverb_async.service import insert_stream
 from reverb_async.testing import settle
 
 STRUCTURE = flatten({"x": 0})[1]
+
+
+ONE_ROW = {
+    "layout": 0,
+    "seq": 1,
+    "count": 1,
+    "tables": ("t",),
+    "timeout": None,
+    "records": np.zeros(24, np.uint8),
+}
 
 
 def transport_of(server: ra.Server):
@@ -101,6 +113,55 @@ class TestInserting:
             error = await refusal_of(server, one_block(insert_stream.MAX_ITEMS_PER_BLOCK + 1))
             assert isinstance(error, InvalidArgument)
             assert "cut it up" in str(error)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"count": 2}, "2 rows of 24 bytes each cannot come as 24 bytes"),
+            ({"layout": 5}, "layout 5 was not declared"),
+            ({"layout": 1}, "does not make rows that come as records"),
+            ({"layout": 2}, "does not make rows that come as records"),
+            ({"layout": 3}, "does not make rows that come as records"),
+            ({"tables": ("t", "t")}, "distinct tables"),
+            ({"tables": ("u",)}, "no table named 'u'"),
+            ({"count": 0}, "count >= 1"),
+            ({"seq": 0}, "sent before"),
+            ({"records": np.full(24, 255, np.uint8)}, "finite|bool"),
+        ],
+    )
+    async def test_rows_that_are_none_are_refused(self, change, message):
+        request = InsertRequest(
+            groups=[Group(0, (ArraySpec((), np.bool_),)), Group(1, (ArraySpec((None,), np.int64),))],
+            layouts=[
+                Layout(0, STRUCTURE, (0,), ((0, 0, True),)),
+                Layout(1, STRUCTURE, (0,), ((0, 0, False),)),
+                Layout(2, flatten({"x": 0, "y": 0})[1], (0, 0), ((0, 0, True), (1, 0, True))),
+                Layout(3, STRUCTURE, (1,), ((0, 0, True),)),
+            ],
+            rows=[RowBlock(**{**ONE_ROW, **change})],
+        )
+        async with ra.Server([ra.Table("t", max_size=10)], port=None) as server:
+            error = await refusal_of(server, request)
+            assert re.search(message, str(error)), str(error)
+            assert server.tables["t"].info.current_size == 0
+            assert server._replay.storage.usage().staged_rows == 0
+
+    async def test_rows_and_items_of_one_message_enter_in_the_order_of_their_numbers(self):
+        request = one_block(1, seq=2)
+        row = {**ONE_ROW, "records": np.zeros(24, np.uint8)}
+        request.rows = [RowBlock(**{**row, "seq": 1}), RowBlock(**{**row, "seq": 3})]
+        for block, key in zip(request.rows, (70, 71), strict=True):
+            block.records = block.records.copy()
+            block.records.view(np.uint64)[0] = key
+        async with ra.Server([ra.Table.queue("t", 10)], port=None) as server:
+            client, transport = transport_of(server)
+            stream = await transport.open("insert")
+            request.session = b"x" * 16
+            await stream.send(request.to_message())
+            await stream.receive()
+            keys = [sample.info.key async for sample in client.sample("t", num_samples=3)]
+            assert keys == [70, 0, 71]
+            await client.close()
 
     async def test_items_cannot_stand_for_countless_episodes(self):
         episodes = np.tile(np.array([[0, 1000]]), (17, 1))

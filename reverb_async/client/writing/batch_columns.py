@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from reverb_async.client.writing.copies import Copies
 from reverb_async.client.writing.row_values import ragged_rows
 from reverb_async.core.nest import Path, Structure, flatten
 from reverb_async.core.ragged import Ragged
@@ -33,7 +34,8 @@ class BatchColumns:
         InvalidArgument: no columns, columns of different lengths, or something that is no column.
     """
 
-    def __init__(self, batch: object) -> None:
+    def __init__(self, batch: object, copies: Copies) -> None:
+        self._copies = copies
         leaves, self.structure = _flatten(batch)
         self.columns: list[Column] = []
         self.specs: list[ArraySpec] = []
@@ -80,12 +82,12 @@ class BatchColumns:
                 leaf_spec(array[:1].reshape(array.shape[1:])) if len(array) else ArraySpec((), array.dtype)
             )
 
-    def keep(self) -> None:
+    async def keep(self) -> None:
         """Copy the caller's arrays, which may change once the call waits."""
-        for at in self._borrowed:
+        while self._borrowed:
+            at = self._borrowed.pop()
             if isinstance(column := self.columns[at], np.ndarray):
-                self.columns[at] = np.array(column, order="C")
-        self._borrowed.clear()
+                self.columns[at] = await self._copies.of(column)
 
     def fit_texts(self, wanted: Sequence[ArraySpec | None]) -> None:
         """Make arrays of fixed-width text Python text where the signature wants that."""

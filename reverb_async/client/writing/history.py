@@ -208,7 +208,8 @@ def _select(column: ColumnBuffer, steps: Sequence[int], index: Selection) -> Tra
             else:
                 chosen = [steps[_position(at)] for at in index]
         except IndexError:
-            raise IndexError(f"{str(index)[:60]} of column {column.path}, which has {len(steps)} steps there") from None
+            what = str(index) if isinstance(index, Sequence | np.ndarray) else f"step {index}"
+            raise IndexError(f"{what:.60} of column {column.path}, which has {len(steps)} steps there") from None
         except TypeError:
             raise InvalidArgument(
                 f"column {column.path} is selected from with an int, a slice or a list of ints, got {str(index)[:60]!r}"

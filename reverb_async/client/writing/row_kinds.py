@@ -53,6 +53,15 @@ class RowKind:
                 return None
         return row
 
+    def count_of(self, columns: Sequence[object]) -> int:
+        """Return how many rows columns have that can be copied into records as they are; 0 if they cannot."""
+        counts = set()
+        for column, (dtype, shape) in zip(columns, self._looks, strict=True):
+            if type(column) is not np.ndarray or column.dtype != dtype or column.shape[1:] != shape or not column.ndim:
+                return 0
+            counts.add(len(column))
+        return counts.pop() if len(counts) == 1 else 0
+
 
 class RowKinds:
     """Finds out how a row is sent, and checks it on the way; remembers both."""
@@ -103,12 +112,7 @@ class RowKinds:
             if len(self._fits) >= _CACHED:
                 self._fits.clear()
             self._fits[key] = kind
-        layout = self._layouts[kind]
-        if layout.format(len(tables)) is not None:
-            if len(self._kinds) >= _CACHED:
-                self._kinds.clear()
-            self._kinds[structure, tables] = RowKind(layout, structure, tuple(targets.values()), wanted)
-        return row, layout
+        return row, self._remember(self._layouts[kind], structure, targets)
 
     def batch(self, columns: BatchColumns, targets: dict[str, Target]) -> RowLayout:
         """Return how a batch's rows are sent. Raises as `row`."""
@@ -116,7 +120,18 @@ class RowKinds:
         columns.fit_texts(wanted)
         for name, target in targets.items():
             columns.check([target.by_path.get(path) for path in columns.structure.paths], f"table {name!r}")
-        return self._layouts[self._fit(columns.structure, columns.specs, targets)]
+        layout = self._layouts[self._fit(columns.structure, columns.specs, targets)]
+        return self._remember(layout, columns.structure, targets)
+
+    def _remember(self, layout: RowLayout, structure: Structure, targets: dict[str, Target]) -> RowLayout:
+        """Let `known` find rows that go as records."""
+        tables = tuple(targets)
+        if (structure, tables) not in self._kinds and layout.format(len(tables)) is not None:
+            if len(self._kinds) >= _CACHED:
+                self._kinds.clear()
+            wanted = self._wants(structure, targets)
+            self._kinds[structure, tables] = RowKind(layout, structure, tuple(targets.values()), wanted)
+        return layout
 
     def _wants(self, structure: Structure, targets: dict[str, Target]) -> Wanted:
         """Return what the signatures say of each leaf; None where none does."""

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from reverb_async.client.writing.copies import MAX_COPY_BYTES
 from reverb_async.client.writing.outgoing import Outgoing, RowGroup, SentLayout, stack_rows
 from reverb_async.core.spec import ArraySpec
 from reverb_async.core.variable import VariableRows
@@ -172,14 +173,14 @@ class SingleColumns:
 
 
 class BatchRecords:
-    """A batch's rows as records, copied from its columns.
+    """A batch's rows as records: made at once or, if they are many, when they are sent.
 
     Args:
         layout: theirs.
         form: of the records.
         keys: uint64 ``[tables, n]``.
         priorities: float64 ``[tables, n]``.
-        columns: ``[n, *row_shape]`` each, in any memory layout.
+        columns: ``[n, *row_shape]`` each, in any memory layout; with more than 4 MB of rows, they must not change.
     """
 
     def __init__(
@@ -187,20 +188,24 @@ class BatchRecords:
         columns: Sequence[Column],
     ) -> None:  # fmt: skip
         self._layout = layout
-        self._records = records = np.zeros(keys.shape[1], form.dtype)
-        records["key"], records["priority"] = keys.T, priorities.T
-        for name, column in zip(form.columns, columns, strict=True):
-            assert isinstance(column, np.ndarray), "records have no columns of varying size"
-            records[name] = column
-
-    @property
-    def nbytes(self) -> int:
+        self._form = form
+        self._parts = (keys.T, priorities.T, *columns)
+        count = keys.shape[1]
+        self.nbytes = count * form.dtype.itemsize
         """Size of all rows."""
-        return self._records.nbytes
+        self._records = self._make(0, count) if self.nbytes <= MAX_COPY_BYTES else None
+
+    def _make(self, start: int, stop: int) -> Records:
+        records = np.zeros(stop - start, self._form.dtype)
+        for name, part in zip(("key", "priority", *self._form.columns), self._parts, strict=True):
+            assert isinstance(part, np.ndarray), "records have no columns of varying size"
+            records[name] = part[start:stop]
+        return records
 
     def write(self, out: Outgoing, seq: int, tables: Tables, timeout: float | None, start: int, stop: int) -> None:
         """Add rows to a message."""
-        self._layout.send_records(out, seq, tables, timeout, self._records[start:stop])
+        records = self._make(start, stop) if self._records is None else self._records[start:stop]
+        self._layout.send_records(out, seq, tables, timeout, records)
 
 
 class BatchValues:

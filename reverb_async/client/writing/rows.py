@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from reverb_async.client.checks import Target, check_timeout
 from reverb_async.client.connector import NOW_S
 from reverb_async.client.writing.batch_columns import BatchColumns
+from reverb_async.client.writing.copies import MAX_COPY_BYTES, Copies
 from reverb_async.client.writing.insert_session import CLOSE_S, Connection, InsertSession
 from reverb_async.client.writing.outgoing import MAX_MESSAGE_BYTES, Block, Outgoing
 from reverb_async.client.writing.row_blocks import MAX_ROWS, BatchRows, Call, Deadline, SingleRows
@@ -47,6 +48,7 @@ class RowInserter:
         self._session: InsertSession | None = None
         self._is_closed = False
         self._kinds = RowKinds()
+        self._copies = Copies()
         self._open: dict[tuple[RowLayout, Tables], SingleRows] = {}
         self._unsettled: dict[Block, None] = {}
 
@@ -98,7 +100,7 @@ class RowInserter:
     ) -> dict[str, int]:
         if not leaves:
             raise InvalidArgument("there is nothing to insert: the data have no values")
-        values = [_kept(leaf, path) for leaf, path in zip(leaves, structure.paths, strict=True)]
+        values = [await self._kept(leaf, path) for leaf, path in zip(leaves, structure.paths, strict=True)]
         deadline = Deadline(timeout)
         targets, (row, layout) = await self._fitted(
             lambda targets: self._kinds.row(structure, values, targets), priorities, timeout
@@ -121,27 +123,10 @@ class RowInserter:
         check_timeout(timeout)
         self._check_usable()
         _check_priorities(priorities)
-        columns = BatchColumns(batch)
         deadline = Deadline(timeout)
-        targets, layout = await self._fitted(
-            lambda targets: self._kinds.batch(columns, targets), priorities, timeout, columns.keep
-        )
-        tables, count = tuple(targets), columns.count
-        weights = np.stack([target.priorities(priorities[name], count) for name, target in targets.items()])
-        new_keys = self._connection.try_next_keys(len(tables) * count)
-        if new_keys is None:
-            columns.keep()
-            new_keys = await self._keys(len(tables) * count, timeout)
-        keys = new_keys.reshape(len(tables), count)
-        form = layout.format(len(tables))
-        if form is None:
-            columns.keep()
-        data = [as_rows_of(column, spec) for column, spec in zip(columns.columns, layout.specs, strict=True)]
-        values = (
-            BatchValues(layout, keys, weights, data)
-            if form is None
-            else BatchRecords(layout, form, keys, weights, data)
-        )
+        known = self._known_batch(batch, priorities)
+        values, keys = known or await self._batch(BatchColumns(batch, self._copies), priorities, timeout)
+        tables, count = tuple(priorities), keys.shape[1]
         cuts = _cuts(values.nbytes, count)
         # Rows go out in turns, the next when those before are in: a server reads no further while very many wait.
         # With a timeout each cut is a turn, for what is admitted must be the first rows.
@@ -164,6 +149,50 @@ class RowInserter:
                 raise _refused(call.error, {name: one[is_in] for name, one in zip(tables, keys, strict=True)})
         return dict(zip(tables, keys, strict=True))
 
+    def _known_batch(
+        self, batch: object, priorities: Mapping[str, Any]
+    ) -> tuple[BatchRecords, NDArray[np.uint64]] | None:
+        """Return rows of a kind that was inserted before, as records, and their keys; None as `_insert_known`."""
+        if (infos := self._connection.known_tables) is None:
+            return None
+        self._kinds.learn(infos)
+        try:
+            columns, structure = flatten(batch)
+        except InvalidArgument:  # A long list of str looks like too many columns; `BatchColumns` knows better.
+            return None
+        kind = self._kinds.known(structure, tuple(priorities))
+        if kind is None or not (count := kind.count_of(columns)):
+            return None
+        weights = [target.priorities(priorities[target.name], count) for target in kind.targets]
+        keys = self._connection.try_next_keys(len(weights) * count)
+        form = kind.layout.format(len(weights))
+        if keys is None or form is None or count * form.dtype.itemsize > MAX_COPY_BYTES:
+            return None
+        keys = keys.reshape(len(weights), count)
+        return BatchRecords(kind.layout, form, keys, np.array(weights), cast("list[NDArray[Any]]", columns)), keys
+
+    async def _batch(
+        self, columns: BatchColumns, priorities: Mapping[str, Any], timeout: float | None
+    ) -> tuple[BatchRecords | BatchValues, NDArray[np.uint64]]:
+        """Return a batch's rows, which do not change when the caller's do, and their keys, uint64 ``[tables, n]``."""
+        targets, layout = await self._fitted(
+            lambda targets: self._kinds.batch(columns, targets), priorities, timeout, columns.keep
+        )
+        tables, count = tuple(targets), columns.count
+        weights = np.stack([target.priorities(priorities[name], count) for name, target in targets.items()])
+        new_keys = self._connection.try_next_keys(len(tables) * count)
+        if new_keys is None:
+            await columns.keep()
+            new_keys = await self._keys(len(tables) * count, timeout)
+        keys = new_keys.reshape(len(tables), count)
+        form = layout.format(len(tables))
+        if form is None or count * form.dtype.itemsize > MAX_COPY_BYTES:
+            await columns.keep()
+        data = [as_rows_of(column, spec) for column, spec in zip(columns.columns, layout.specs, strict=True)]
+        if form is None:
+            return BatchValues(layout, keys, weights, data), keys
+        return BatchRecords(layout, form, keys, weights, data), keys
+
     async def close(self) -> None:
         """End; calls that wait raise `Closed`. Idempotent."""
         self._is_closed = True
@@ -174,6 +203,13 @@ class RowInserter:
 
     # -- steps of a call ----------------------------------------------------------------------------------------------
 
+    async def _kept(self, leaf: object, path: tuple[str | int, ...]) -> object:
+        """Return what does not change when the caller goes on."""
+        if type(leaf) in (bool, int, float, complex, str, bytes):
+            return leaf
+        value = as_leaf(leaf, path)
+        return await self._copies.of(value) if isinstance(value, np.ndarray) else value
+
     def _check_usable(self) -> None:
         if self._is_closed:
             raise Closed(f"the client of {self._connection.address} was closed")
@@ -183,7 +219,7 @@ class RowInserter:
         fit: Callable[[dict[str, Target]], _T],
         priorities: Mapping[str, Any],
         timeout: float | None,
-        before_waiting: Callable[[], None] | None = None,
+        before_waiting: Callable[[], Awaitable[None]] | None = None,
     ) -> tuple[dict[str, Target], _T]:
         """Return the tables, and what `fit` makes of them."""
         tables = self._connection.known_tables
@@ -194,7 +230,7 @@ class RowInserter:
                 return targets, fit(targets)
         # None were asked for yet, or the server was replaced by one with other tables.
         if before_waiting is not None:
-            before_waiting()
+            await before_waiting()
         async with self._answer_within(timeout):
             known = self._kinds.learn(await self._connection.tables(tables is not None))
         for name in priorities:
@@ -314,14 +350,6 @@ def _check_priorities(priorities: object) -> None:
         raise InvalidArgument(
             f"priorities say which tables the data go to, as in priorities={{'replay': 1.0}}, got {priorities!r:.60}"
         )
-
-
-def _kept(leaf: object, path: tuple[str | int, ...]) -> object:
-    """Return what does not change when the caller goes on: arrays are copied."""
-    if type(leaf) in (bool, int, float, complex, str, bytes):
-        return leaf
-    value = as_leaf(leaf, path)
-    return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def _cuts(nbytes: int, count: int) -> list[tuple[int, int]]:

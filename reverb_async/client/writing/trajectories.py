@@ -23,6 +23,8 @@ from reverb_async.core.tree import Node, Tree
 from reverb_async.errors import InvalidArgument, SignatureMismatch
 
 _CACHED = 1024
+_KINDS = 64
+"""Tables and structures whose items are remembered, up to `_CACHED` shapes of each."""
 
 
 class Trajectories:
@@ -115,7 +117,7 @@ class Trajectories:
         self._last = (table, structure)
         routes = self._routes.get(self._last)
         if routes is None:
-            if len(self._routes) >= _CACHED:
+            if len(self._routes) >= _KINDS:
                 self._routes.clear()
             routes = self._routes[self._last] = {}
         self._last_routes = routes

@@ -105,7 +105,8 @@ class TrajectoryWriter:
             Closed: the writer was closed.
             ReplayError: what ended the writer.
         """
-        self._check_usable()
+        if self._closed or self._queue.error is not None:
+            self._check_usable()
         self._steps.append(data, partial_step)
 
     def append_sequence(self, steps: object) -> None:
@@ -157,6 +158,8 @@ class TrajectoryWriter:
     ) -> int:
         """Queue an item and return its key; it is sent at once. Waits only for a place among `max_in_flight_items`.
 
+        Under load it gives the event loop a turn now and then, so that items travel while others are made.
+
         Args:
             table: the table's name.
             priority: None is the highest in the table so far.
@@ -175,8 +178,9 @@ class TrajectoryWriter:
         """
         if timeout is not None:
             check_timeout(timeout)
-        self._check_usable()
         queue = self._queue
+        if self._closed or queue.error is not None:
+            self._check_usable()
         if queue.unsent >= _TURN:  # Let the session send them, so that the server works on them meanwhile.
             await asyncio.sleep(0)
             self._check_usable()
@@ -191,23 +195,34 @@ class TrajectoryWriter:
         return self._trajectories.add(table, priority, trajectory)
 
     async def _make_ready(self, table: str, timeout: float | None) -> None:
-        queue = self._queue
-        # Asking the server is not the waiting that `timeout` is about.
-        async with self._limit(None if timeout is None else max(timeout, NOW_S), "the server did not answer"):
-            if self._steps.targets is None:
-                await self._learn_tables()
-            if self._validate and table not in (self._steps.targets or ()):
-                await self._learn_tables(refresh=True)
-                if table not in (self._steps.targets or ()):
-                    raise TableNotFound(table, self._steps.targets or ())
-            if not queue.has_key:
-                await queue.fetch_keys()
-        async with self._limit(timeout, f"none of max_in_flight_items={self._max_in_flight} places became free"):
-            while queue.in_flight >= self._max_in_flight or not queue.has_key:
-                await queue.wait_until(self._max_in_flight - 1)
-                if not queue.has_key:  # Somebody else who waited took the last one.
-                    await queue.fetch_keys()
+        queue, targets = self._queue, self._steps.targets
+        if targets is None or table not in targets or not queue.has_key:
+            # Asking the server is not the waiting that `timeout` is about.
+            async with self._limit(None if timeout is None else max(timeout, NOW_S), "the server did not answer"):
+                await self._ask_server(table)
+        if timeout is None:
+            await self._wait_for_place()
+        else:
+            async with self._limit(timeout, f"none of max_in_flight_items={self._max_in_flight} places became free"):
+                await self._wait_for_place()
         self._check_usable()
+
+    async def _ask_server(self, table: str) -> None:
+        if self._steps.targets is None:
+            await self._learn_tables()
+        if self._validate and table not in (self._steps.targets or ()):
+            await self._learn_tables(refresh=True)
+            if table not in (self._steps.targets or ()):
+                raise TableNotFound(table, self._steps.targets or ())
+        if not self._queue.has_key:
+            await self._queue.fetch_keys()
+
+    async def _wait_for_place(self) -> None:
+        queue = self._queue
+        while queue.in_flight >= self._max_in_flight or not queue.has_key:
+            await queue.wait_until(self._max_in_flight - 1)
+            if not queue.has_key:  # Somebody else who waited took the last one.
+                await queue.fetch_keys()
 
     async def _learn_tables(self, *, refresh: bool = False) -> None:
         self._steps.targets = targets_of(await self._connection.tables(refresh))

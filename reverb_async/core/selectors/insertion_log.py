@@ -78,25 +78,25 @@ class InsertionLog:
         numbers = self._numbers.take(slots) - 1
         self._numbers[slots] = 0
         self.size -= len(slots)
-        if len(slots) < 2:
-            for number in numbers.tolist():
-                self._count_dead(self._chunk_of(number))
+        if not len(slots):
             return
-        low = self._chunk_of(int(numbers.min()))
-        high = self._chunk_of(int(numbers.max()))
-        if low == high:
-            self._alive[low] -= len(slots)
+        if len(slots) == 1:
+            low = high = self._chunk_of(numbers.item(0))
         else:
-            chunks = self._starts.searchsorted(numbers, side="right") - 1
-            self._alive -= np.bincount(chunks, minlength=len(self._chunks))
+            low, high = self._chunk_of(int(numbers.min())), self._chunk_of(int(numbers.max()))
+        if low == high:
+            self._count_dead(low, len(slots))
+            return
+        chunks = self._starts.searchsorted(numbers, side="right") - 1
+        self._alive -= np.bincount(chunks, minlength=len(self._chunks))
         touched = slice(low, min(high + 1, len(self._chunks) - 1))  # the tail stays as it is
         sparse = np.flatnonzero(self._alive[touched] * _SPARSE <= self._written[touched]) + low
         for chunk in sparse[::-1].tolist():  # backwards: shrinking a chunk moves those behind it
             self._shrink(chunk)
 
-    def _count_dead(self, chunk: int) -> None:
-        """Count one slot less in a chunk."""
-        self._alive[chunk] -= 1
+    def _count_dead(self, chunk: int, n: int) -> None:
+        """Count `n` slots less in a chunk."""
+        self._alive[chunk] -= n
         if chunk < len(self._chunks) - 1 and self._alive[chunk] * _SPARSE <= self._written[chunk]:
             self._shrink(chunk)
 
@@ -245,16 +245,26 @@ class InsertionLog:
     def _add_chunk(self, at: int, start: int, slots: NDArray[np.int32], *, alive: int, is_numbered: bool) -> None:
         self._chunks.insert(at, slots)
         self._is_numbered.insert(at, is_numbered)
-        self._starts = np.insert(self._starts, at, start)
-        self._alive = np.insert(self._alive, at, alive)
-        self._written = np.insert(self._written, at, len(slots))
+        self._starts = _with(self._starts, at, start)
+        self._alive = _with(self._alive, at, alive)
+        self._written = _with(self._written, at, len(slots))
 
     def _drop(self, chunk: int) -> None:
         del self._chunks[chunk]
         del self._is_numbered[chunk]
-        self._starts = np.delete(self._starts, chunk)
-        self._alive = np.delete(self._alive, chunk)
-        self._written = np.delete(self._written, chunk)
+        self._starts = _without(self._starts, chunk)
+        self._alive = _without(self._alive, chunk)
+        self._written = _without(self._written, chunk)
+
+
+def _with(values: NDArray[np.int64], at: int, value: int) -> NDArray[np.int64]:
+    """Do what `np.insert` does, in a tenth of its time."""
+    return np.concatenate((values[:at], [value], values[at:]))
+
+
+def _without(values: NDArray[np.int64], at: int) -> NDArray[np.int64]:
+    """Do what `np.delete` does, in a tenth of its time."""
+    return np.concatenate((values[:at], values[at + 1 :]))
 
 
 def _joined(parts: list[NDArray[np.int64]]) -> NDArray[np.int64]:

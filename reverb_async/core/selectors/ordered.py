@@ -83,11 +83,11 @@ class OrderedState:
         self._require(slots)
 
     def _refuse_present(self, slots: Slots) -> None:
-        if self._log.numbers(slots).max(initial=-1) >= 0:
+        if np.count_nonzero(self._log.contains(slots)):
             raise refuse_present(slots, self._log.contains(slots))
 
     def _require(self, slots: Slots) -> None:
-        if self._log.numbers(slots).min(initial=0) < 0:
+        if np.count_nonzero(self._log.contains(slots)) < len(slots):
             raise refuse_absent(slots, ~self._log.contains(slots))
 
     def clear(self) -> None:

@@ -71,6 +71,8 @@ class Prioritized:
         if not len(priorities):
             return
         limit = self.max_priority
+        if len(priorities) == 1 and 0.0 <= priorities.item(0) <= limit:
+            return
         if priorities.min() >= 0.0 and priorities.max() <= limit:  # both are false for NaN
             return
         position = int(np.argmin((priorities >= 0.0) & (priorities <= limit)))
@@ -113,13 +115,13 @@ class PrioritizedState:
         """Add slots; see `SelectorState`."""
         at = as_run(slots) or slots
         present = self._present[at]
-        if present.any():
+        if np.count_nonzero(present):
             raise refuse_present(slots, present)
         weights = self._selector.weights(priorities)
         self._present[at] = True
         self._size += len(slots)
         self._tree.set(slots, weights)
-        if not weights.all():
+        if np.count_nonzero(weights) < len(weights):
             zero = slots[weights == 0.0]
             self._zeros.insert(zero, np.zeros(len(zero)))
 
@@ -144,6 +146,8 @@ class PrioritizedState:
             self._zeros.insert(slots[is_zero & ~was_zero], weights[is_zero & ~was_zero])
 
     def _require(self, slots: Slots, at: Slots | slice) -> None:
+        if len(slots) == 1 and self._present.item(slots.item(0)):
+            return
         present = self._present[at]
         if not present.all():
             raise refuse_absent(slots, ~present)

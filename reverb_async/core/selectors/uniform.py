@@ -77,11 +77,13 @@ class UniformState:
         if len(slots) == 1:
             self._delete_one(slots)
             return
-        self.require(slots)
+        at = as_run(slots) or slots
+        holes = self._positions[at] - 1
+        if len(holes) and int(holes.min()) < 0:
+            raise refuse_absent(slots, holes < 0)
         end = self._size - len(slots)
-        holes = self._positions.take(slots) - 1
         holes = holes[holes < end]
-        self._positions[slots] = 0
+        self._positions[at] = 0
         tail = self._slots[end : self._size]
         movers = tail[self._positions.take(tail) > 0]
         self._slots[holes] = movers
