@@ -75,7 +75,7 @@ class GatherPlan:
                 rows.append(runs.first if shared == 1 and not runs.pieces else runs.rows())
                 nbytes += len(rows[-1]) * store.row_bytes
             # Rows know nothing of the size of variable values, items do.
-            self.nbytes += max(nbytes, int(slots.nbytes.take(mine).sum()))
+            self.nbytes += max(nbytes, int(slots.nbytes[mine].sum()))
             self.parts.append(Part(layout, len(mine), positions, lengths, rows))
 
     def pin(self) -> None:

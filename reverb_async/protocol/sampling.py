@@ -1,8 +1,9 @@
 """What travels on a Sample stream.
 
 The client asks for batches by granting *credits*: one credit, one batch. Batches are numbered from 1 and answered in
-order. `consumed` acknowledges them; whatever is not acknowledged when the stream ends goes back to the table. Priority
-updates ride along and are applied before any later draw of the stream.
+order, each in a message of its own or several together (`Subscription.together`). `consumed` acknowledges them;
+whatever is not acknowledged when the stream ends goes back to the table. Priority updates ride along and are applied
+before any later draw of the stream.
 """
 
 from __future__ import annotations
