@@ -18,7 +18,7 @@ from reverb_async.protocol.same_host import map_memory, obstacle
 logger = logging.getLogger("reverb_async")
 
 _POOLED_BUFFERS = 64
-_POOLED_BYTES = 256 << 20
+_POOLED_BYTES = 512 << 20
 
 
 class SharedMemory:

@@ -14,8 +14,9 @@ from reverb_async.protocol.control_page import LEASE_SLOTS, ControlPage
 from reverb_async.protocol.hello import MemoryOffer
 from reverb_async.protocol.same_host import host_mark, pid_namespace
 
-MAX_LEASED_BYTES = min(256 << 20, physical_memory() >> 3)
-"""What all leases of a server may pin together. A batch that does not fit any more travels over the wire."""
+MAX_LEASED_BYTES = min(1 << 30, physical_memory() >> 3)
+"""What all leases of a server may pin together: four batches of 256 items of 1 MB. It costs memory only as far as the
+items have left their tables meanwhile. A batch that does not fit any more travels over the wire."""
 
 PATIENCE_S = 1.0
 """When others need the bytes, leases that have lasted longer are revoked. An honest client copies within milliseconds;
