@@ -47,9 +47,9 @@ _SLICE_STEPS = 65_536
 class InsertStream:
     """One stream of one writer's session.
 
-    Messages are worked off one after the other, each in one synchronous step (but for very long ones, and rows that
-    are inserted together with others'), and answered before the next is read. Items that have to wait become tasks of the stream, so that a full table holds
-    up neither other tables nor the withdrawal of the waiting items.
+    Messages are worked off one after the other and answered before the next is read, each in one synchronous step: but
+    for very long ones, and for rows that are inserted together with others'. Items that have to wait become tasks of
+    the stream, so that a full table holds up neither other tables nor the withdrawal of the waiting items.
     """
 
     def __init__(self, replay: Replay, intake: RowIntake, duplex: Duplex) -> None:

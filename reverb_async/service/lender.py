@@ -95,20 +95,9 @@ class Lender:
             return None
         self._lent.append((seq, lease))
         lending = self._declaration(layouts)
-        batch = SampledBatch(
-            seq,
-            draw.keys,
-            draw.probabilities,
-            draw.priorities,
-            draw.times_sampled,
-            draw.table_sizes,
-            draw.inserted_at,
-            draw.rate_limited,
-            [
-                SampledPiece.of(layout.sampled, piece)
-                for layout, piece in zip(layouts, plan.run([layout.variable for layout in layouts]), strict=True)
-            ],
-        )
+        gathered = plan.run([layout.variable for layout in layouts])
+        pieces = [SampledPiece.of(layout.sampled, piece) for layout, piece in zip(layouts, gathered, strict=True)]
+        batch = SampledBatch.of(seq, draw, pieces)
         rows = [layout.needed(rows) for layout, rows in zip(layouts, plan.rows, strict=True)]
         lending.batches = [LentBatch(batch, rows, lease.slot, lease.id)]
         return lending
