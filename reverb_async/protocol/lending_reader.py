@@ -83,7 +83,7 @@ class LendingReader:
             rows.append(needed)
             count += piece[1]
         words.check_end()
-        if count != size:
+        if count != size or (len(pieces) > 1 and not all(piece.positions is not None for piece in pieces)):
             raise InvalidArgument(f"a batch of {size} items cannot be made of pieces of {count}")
         keys, probabilities, priorities, times, sizes, inserted_at = info
         batch = SampledBatch(

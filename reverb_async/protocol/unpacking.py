@@ -55,7 +55,8 @@ class Unpacker:
             )
         heads = [self._head(piece) for piece in items_of({"pieces": entry[4]}, "pieces", 4)]
         items = heads[0].items if len(heads) == 1 else sum([head.items for head in heads])
-        if items != count * size or (count > 1 and (len(heads) > 1 or heads[0].positioned)):
+        is_whole = len(heads) == 1 and not heads[0].positioned
+        if items != count * size or not (is_whole or (count == 1 and all([head.positioned for head in heads]))):
             raise InvalidArgument(
                 f"{count} batches of {size} items cannot be made of pieces of {[head.items for head in heads]}"
             )

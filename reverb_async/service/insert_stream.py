@@ -179,6 +179,7 @@ class InsertStream:
         for block in sorted(blocks, key=lambda block: block.seq):
             count = block.count if isinstance(block, RowBlock) else block.keys.shape[1]
             if taken and taken + count > MAX_STEP_ROWS:
+                await self._answer()
                 await asyncio.sleep(0)
                 taken = 0
             taken += count

@@ -50,10 +50,11 @@ class Lender:
         if returned.secret is not None:
             self._is_trusted = self._leases.is_secret(returned.secret)
         if returned.lost:
-            lent = {seq for seq, _ in self._lent}
+            lent = {seq for seq, _ in self._lent if seq <= returned.copied}
             for seq in returned.lost:
-                if seq not in lent or seq > returned.copied:
+                if seq not in lent:
                     raise InvalidArgument(f"batch {seq} is not lent: it cannot get lost")
+                lent.remove(seq)
         self.end_through(returned.copied)
         self._over_wire += len(returned.lost)
         if returned.stop:

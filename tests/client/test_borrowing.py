@@ -515,7 +515,9 @@ async def test_nobody_is_lent_anything_who_cannot_read_the_page(secret):
         stream.abort()
 
 
-@pytest.mark.parametrize("lie", [{"copied": 1, "lost": [2]}, {"lost": [1]}, {"copied": 9, "lost": [9]}])
+@pytest.mark.parametrize(
+    "lie", [{"copied": 1, "lost": [2]}, {"lost": [1]}, {"copied": 9, "lost": [9]}, {"copied": 1, "lost": [1, 1]}]
+)
 async def test_a_batch_that_was_not_lent_cannot_get_lost(lie):
     async with serving() as rig:
         await rig.client.insert_batch({"x": np.arange(40)}, {"t": 1.0})

@@ -204,5 +204,13 @@ def test_items_have_places_in_their_batch(size, positions):
         read(message)
 
 
+def test_items_of_several_pieces_have_places_in_their_batch():
+    pieces = [SampledPiece(ONLY_FRAMES, positions, [1], []) for positions in (np.array([0]), None)]
+    message = sent(Lending(STORES, PLACES, [a_batch(1, 1, pieces, [[np.arange(1)]] * 2)]), ONLY_FRAMES, LAYOUT)
+    message.header["lent"][0][1] = 2
+    with pytest.raises(InvalidArgument, match="made of pieces"):
+        read(message)
+
+
 def test_the_untouched_message_is_fine():
     assert len(read(broken())) == 1

@@ -209,6 +209,8 @@ class TestInserting:
                     sizes.append(server.tables["t"].info.current_size)
                     assert sizes[-1] - sizes[-2] <= 2
                     await asyncio.sleep(0)
+            first = InsertResponse.from_message(await stream.receive())
+            assert sum(count for _, count in first.acks) <= 2, "the answers to each step go out for themselves"
             await client.close()
 
     async def test_row_formats_are_limited_like_other_declarations(self, monkeypatch):
