@@ -529,6 +529,16 @@ async def test_a_batch_that_was_not_lent_cannot_get_lost(lie):
         await until(lambda: len(rig.leases) == 0)
 
 
+@pytest.mark.parametrize(("length", "is_lent"), [(1 << 16, True), (1 << 20, False)])
+async def test_long_values_of_variable_size_are_not_gathered_on_the_loop(length, is_lent):
+    async with serving() as rig:
+        await rig.client.insert_batch({"x": np.arange(8), "b": [bytes(length)] * 8}, {"t": 1.0})
+        stream = await opened(rig, {"secret": rig.leases._page.secret})
+        assert ("lent" in (await stream.receive()).header) == is_lent
+        stream.abort()
+        await until(lambda: len(rig.leases) == 0)
+
+
 async def test_what_is_consumed_is_not_lent_any_more():
     async with serving() as rig:
         await rig.client.insert_batch({"x": np.arange(40)}, {"t": 1.0})
