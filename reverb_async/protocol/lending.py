@@ -159,14 +159,7 @@ class Lending:
 def _put_batch(message: Message, lent: LentBatch) -> list[Any]:
     """Add a batch to a message: one buffer of what the table knows of the items, then places and rows, as words."""
     batch = lent.batch
-    arrays: list[NDArray[Any]] = [
-        batch.keys,
-        batch.probabilities,
-        batch.priorities,
-        batch.times_sampled,
-        batch.table_sizes,
-        batch.inserted_at,
-    ]
+    arrays = [*batch.info]
     pieces, columns = [], []
     for piece, views in zip(batch.pieces, lent.rows, strict=True):
         count = len(batch.keys) if piece.positions is None else len(piece.positions)
@@ -184,8 +177,6 @@ def _put_batch(message: Message, lent: LentBatch) -> list[Any]:
 
 
 ALIGNED_WORDS = 8
-INFO = tuple(np.dtype(kind) for kind in (np.uint64, np.float64, np.float64, np.int32, np.int64, np.float64))
-"""Keys, probabilities, priorities, times sampled, table sizes, insertion times."""
 
 
 def _words(arrays: Sequence[NDArray[Any]]) -> NDArray[np.int64]:

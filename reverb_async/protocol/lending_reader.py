@@ -12,12 +12,9 @@ from reverb_async.errors import InvalidArgument
 from reverb_async.protocol.control_page import LEASE_SLOTS
 from reverb_async.protocol.fields import integer, integers, items_of
 from reverb_async.protocol.inserting import take_column
-from reverb_async.protocol.lending import ALIGNED_WORDS, INFO, LentBatch, LentStore, Place, Places, Rows, used_views
+from reverb_async.protocol.lending import ALIGNED_WORDS, LentBatch, LentStore, Place, Places, Rows, used_views
 from reverb_async.protocol.message import BufferReader, Message
-from reverb_async.protocol.sampled import SampledBatch, SampledLayout, SampledPiece
-
-_MAX_ROWS = 1 << 31
-"""Rows of one item."""
+from reverb_async.protocol.sampled import INFO, MAX_ITEM_ROWS, SampledBatch, SampledLayout, SampledPiece
 
 _INT64 = np.dtype(np.int64)
 
@@ -77,11 +74,17 @@ class LendingReader:
         words = _WordReader(reader.bytes())
         info = [words.array(dtype, size) for dtype in INFO]
         pieces, rows = [], []
+        count = 0
         for piece in items_of({"pieces": entry[5]}, "pieces", 4):
             read, needed = self._piece(piece, words, reader, layouts)
+            if read.positions is not None and not _lie_below(size, read.positions):
+                raise InvalidArgument(f"positions lie between 0 and {size - 1}")
             pieces.append(read)
             rows.append(needed)
+            count += piece[1]
         words.check_end()
+        if count != size or (len(pieces) > 1 and not all(piece.positions is not None for piece in pieces)):
+            raise InvalidArgument(f"a batch of {size} items cannot be made of pieces of {count}")
         keys, probabilities, priorities, times, sizes, inserted_at = info
         batch = SampledBatch(
             integer(entry[0], "seq"), keys, probabilities, priorities, times, sizes, inserted_at, bool(entry[2]), pieces
@@ -100,8 +103,8 @@ class LendingReader:
         for length in items_of({"lengths": entry[3]}, "lengths"):
             if length == -1:
                 each = words.array(_INT64, count)
-                if count and not 0 <= each.min() <= each.max() <= _MAX_ROWS:
-                    raise InvalidArgument(f"an item has 0 to {_MAX_ROWS} rows, got {each.min()} to {each.max()}")
+                if count and not 0 <= each.min() <= each.max() <= MAX_ITEM_ROWS:
+                    raise InvalidArgument(f"an item has 0 to {MAX_ITEM_ROWS} rows, got {each.min()} to {each.max()}")
                 lengths.append(each)
                 totals.append(int(each.sum()))
             else:
@@ -128,6 +131,10 @@ def _place(entry: object) -> Place | None:
     if len(numbers) != 3:
         raise InvalidArgument(f"a place must be [store, offset, capacity], got {entry!r:.60}")
     return Place(*numbers)
+
+
+def _lie_below(size: int, positions: Rows) -> bool:
+    return not len(positions) or bool(positions.min() >= 0 and positions.max() < size)
 
 
 def _known(known: Mapping[int, Any], id: object, what: str) -> Any:

@@ -26,14 +26,11 @@ from numpy.typing import NDArray
 from reverb_async.core.variable import VariableRows
 from reverb_async.protocol.inserting import put_column
 from reverb_async.protocol.message import Buffer
-from reverb_async.protocol.sampled import SampledLayout
+from reverb_async.protocol.sampled import INFO, SampledLayout
 
 MAX_BATCHES_PER_ENTRY = 256
 
 _ALIGNMENT = 64
-INFO = tuple(np.dtype(kind) for kind in (np.uint64, np.float64, np.float64, np.int32, np.int64, np.float64))
-"""The first arrays of an entry: keys, probabilities, priorities, times sampled, table sizes, insertion times."""
-
 _INT64 = np.dtype(np.int64)
 _MAX_KNOWN = 256
 """Places that are kept for the next entries of the same kind."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from reverb_async.core.draw import Draw
 from reverb_async.core.gather import Piece
 from reverb_async.core.nest import Structure
 from reverb_async.core.spec import ArraySpec
@@ -14,6 +16,13 @@ from reverb_async.protocol.inserting import Column
 
 MAX_BATCH_SIZE = 65_536
 """Items in one batch: one synchronous step on the server."""
+
+MAX_ITEM_ROWS = 1 << 31
+"""Rows of one item in one view."""
+
+INFO = tuple(np.dtype(kind) for kind in (np.uint64, np.float64, np.float64, np.int32, np.int64, np.float64))
+"""What is known of the items, in this order: keys, probabilities, priorities, times sampled, table sizes, insertion
+times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +91,30 @@ class SampledBatch:
     inserted_at: NDArray[np.float64]
     rate_limited: bool
     pieces: list[SampledPiece]
+
+    @classmethod
+    def of(cls, seq: int, draw: Draw, pieces: list[SampledPiece]) -> SampledBatch:
+        """Return a draw under the stream's number for it."""
+        return cls(
+            seq,
+            draw.keys,
+            draw.probabilities,
+            draw.priorities,
+            draw.times_sampled,
+            draw.table_sizes,
+            draw.inserted_at,
+            draw.rate_limited,
+            pieces,
+        )
+
+    @property
+    def info(self) -> tuple[NDArray[Any], ...]:
+        """What `INFO` lists."""
+        return (
+            self.keys,
+            self.probabilities,
+            self.priorities,
+            self.times_sampled,
+            self.table_sizes,
+            self.inserted_at,
+        )

@@ -183,14 +183,7 @@ class SampleResponse:
 
 
 def _batch_header(batch: SampledBatch, buffers: list[Buffer]) -> list[Any]:
-    buffers += [
-        batch.keys,
-        batch.probabilities,
-        batch.priorities,
-        batch.times_sampled,
-        batch.table_sizes,
-        batch.inserted_at,
-    ]
+    buffers += batch.info
     pieces = []
     for piece in batch.pieces:
         count = len(batch.keys) if piece.positions is None else len(piece.positions)

@@ -15,11 +15,15 @@ from reverb_async.errors import InvalidArgument
 from reverb_async.protocol.fields import integer, items_of
 from reverb_async.protocol.inserting import Column, take_column
 from reverb_async.protocol.message import BufferReader
-from reverb_async.protocol.packing import INFO, MAX_BATCHES_PER_ENTRY, Packer, PieceHead, Places
-from reverb_async.protocol.sampled import MAX_BATCH_SIZE, SampledBatch, SampledLayout, SampledPiece
-
-_MAX_ROWS = 1 << 31
-"""Rows of one item."""
+from reverb_async.protocol.packing import MAX_BATCHES_PER_ENTRY, Packer, PieceHead, Places
+from reverb_async.protocol.sampled import (
+    INFO,
+    MAX_BATCH_SIZE,
+    MAX_ITEM_ROWS,
+    SampledBatch,
+    SampledLayout,
+    SampledPiece,
+)
 
 _UINT8 = np.dtype(np.uint8)
 
@@ -51,7 +55,8 @@ class Unpacker:
             )
         heads = [self._head(piece) for piece in items_of({"pieces": entry[4]}, "pieces", 4)]
         items = heads[0].items if len(heads) == 1 else sum([head.items for head in heads])
-        if items != count * size or (count > 1 and (len(heads) > 1 or heads[0].positioned)):
+        is_whole = len(heads) == 1 and not heads[0].positioned
+        if items != count * size or not (is_whole or (count == 1 and all([head.positioned for head in heads]))):
             raise InvalidArgument(
                 f"{count} batches of {size} items cannot be made of pieces of {[head.items for head in heads]}"
             )
@@ -78,8 +83,8 @@ class Unpacker:
         if len(lengths) != layout.num_views:
             raise InvalidArgument(f"layout {layout.id} has {layout.num_views} views, a piece names {len(lengths)}")
         for length in lengths:
-            if type(length) is not int or not -1 <= length <= _MAX_ROWS:
-                raise InvalidArgument(f"an item has 0 to {_MAX_ROWS} rows, or -1: each its own; got {length!r:.60}")
+            if type(length) is not int or not -1 <= length <= MAX_ITEM_ROWS:
+                raise InvalidArgument(f"an item has 0 to {MAX_ITEM_ROWS} rows, or -1: each its own; got {length!r:.60}")
         return PieceHead(layout, integer(entry[1], "items"), bool(entry[2]), lengths)
 
     def _arrays(
@@ -134,8 +139,8 @@ def _places_and_lengths(
             totals.append(head.items * length)
             continue
         each = next(arrays)
-        if len(each) and not (each.min() >= 0 and each.max() <= _MAX_ROWS):
-            raise InvalidArgument(f"an item has 0 to {_MAX_ROWS} rows, got {each.min()} to {each.max()}")
+        if len(each) and not (each.min() >= 0 and each.max() <= MAX_ITEM_ROWS):
+            raise InvalidArgument(f"an item has 0 to {MAX_ITEM_ROWS} rows, got {each.min()} to {each.max()}")
         lengths.append(each)
         totals.append(int(each.sum()))
     return positions, lengths, totals

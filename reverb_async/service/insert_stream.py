@@ -22,7 +22,7 @@ from reverb_async.protocol.inserting import (
 from reverb_async.protocol.message import Duplex
 from reverb_async.protocol.rows import RecordFormat, RowBlock
 from reverb_async.replay import Replay
-from reverb_async.service.row_intake import Arrival, RowIntake
+from reverb_async.service.row_intake import MAX_STEP_ROWS, Arrival, RowIntake
 from reverb_async.service.step_rows import MAX_COPY_BYTES, StepRows
 from reverb_async.service.tasks import first_error
 from reverb_async.service.waiting_items import WaitingItems, acceptable
@@ -47,9 +47,9 @@ _SLICE_STEPS = 65_536
 class InsertStream:
     """One stream of one writer's session.
 
-    Messages are worked off one after the other, each in one synchronous step (but for the copying of very long ones),
-    and answered before the next is read. Items that have to wait become tasks of the stream, so that a full table holds
-    up neither other tables nor the withdrawal of the waiting items.
+    Messages are worked off one after the other and answered before the next is read, each in one synchronous step: but
+    for very long ones, and for rows that are inserted together with others'. Items that have to wait become tasks of
+    the stream, so that a full table holds up neither other tables nor the withdrawal of the waiting items.
     """
 
     def __init__(self, replay: Replay, intake: RowIntake, duplex: Duplex) -> None:
@@ -141,14 +141,12 @@ class InsertStream:
                 await rows.add_long(steps.first, steps.count, columns)
             elif steps.count:
                 rows.add(steps.first, steps.count, columns)
-        done = self._take_blocks(request.items(), request.rows())
+        await self._take_blocks(request.items(), request.rows())
         for group_id, step in request.release():
             self._group(group_id).release(step)
         for seq in request.cancel():
             if seq in self._waiting:
                 self._waiting[seq].deadline.expire()
-        if done is not None:
-            await done
 
     def _group(self, group_id: int) -> StepRows:
         try:
@@ -170,17 +168,25 @@ class InsertStream:
 
     # -- items --------------------------------------------------------------------------------------------------------
 
-    def _take_blocks(self, items: list[Items], rows: list[RowBlock]) -> asyncio.Future[None] | None:
+    async def _take_blocks(self, items: list[Items], rows: list[RowBlock]) -> None:
         """Take items and rows in the order of their numbers; rows alone may be inserted together with others'."""
-        if not items:
-            return self._intake.add([self._arrival(block) for block in rows]) if rows else None
+        if not items and sum([block.count for block in rows]) <= MAX_STEP_ROWS:
+            if rows and (done := self._intake.add([self._arrival(block) for block in rows])) is not None:
+                await done
+            return
         blocks: list[Items | RowBlock] = [*items, *rows]
+        taken = 0
         for block in sorted(blocks, key=lambda block: block.seq):
+            count = block.count if isinstance(block, RowBlock) else block.keys.shape[1]
+            if taken and taken + count > MAX_STEP_ROWS:
+                await self._answer()
+                await asyncio.sleep(0)
+                taken = 0
+            taken += count
             if isinstance(block, RowBlock):
                 self._intake.insert([self._arrival(block)])
             else:
                 self._take_items(block)
-        return None
 
     def _arrival(self, block: RowBlock) -> Arrival:
         self._number(block.seq, block.count)
@@ -205,6 +211,8 @@ class InsertStream:
         if store not in self._row_stores:
             self._row_stores.add(store)
             self._intake.open(store)
+        if len(self._formats) >= MAX_DECLARATIONS:
+            raise InvalidArgument(f"rows of more than {MAX_DECLARATIONS} layouts and numbers of tables come as records")
         self._formats[layout_id, num_tables] = form
         return form
 

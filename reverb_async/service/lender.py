@@ -14,6 +14,7 @@ from reverb_async.errors import InvalidArgument
 from reverb_async.protocol.lending import Lending, LentBatch, LentStore, Place, Places, Returned, Rows
 from reverb_async.protocol.sampled import SampledBatch, SampledLayout, SampledPiece
 from reverb_async.service.leases import Lease, Leases
+from reverb_async.service.sample_answers import MAX_INLINE_GATHER_BYTES
 
 MIN_LENT_BYTES = 256 << 10
 """Batches with fewer bytes in fixed columns travel in the message: pins, lease and row numbers cost about as much CPU
@@ -50,10 +51,11 @@ class Lender:
         if returned.secret is not None:
             self._is_trusted = self._leases.is_secret(returned.secret)
         if returned.lost:
-            lent = {seq for seq, _ in self._lent}
+            lent = {seq for seq, _ in self._lent if seq <= returned.copied}
             for seq in returned.lost:
-                if seq not in lent or seq > returned.copied:
+                if seq not in lent:
                     raise InvalidArgument(f"batch {seq} is not lent: it cannot get lost")
+                lent.remove(seq)
         self.end_through(returned.copied)
         self._over_wire += len(returned.lost)
         if returned.stop:
@@ -90,25 +92,16 @@ class Lender:
         nbytes = sum(layout.nbytes(rows) for layout, rows in zip(layouts, plan.rows, strict=True))
         if nbytes < MIN_LENT_BYTES or not all(layout.is_lendable for layout in layouts):
             return None
+        if plan.nbytes - nbytes > MAX_INLINE_GATHER_BYTES and any(layout.variable for layout in layouts):
+            return None  # What would be gathered here may be too much for one step.
         lease = self._leases.grant(plan, plan.nbytes)
         if lease is None:
             return None
         self._lent.append((seq, lease))
         lending = self._declaration(layouts)
-        batch = SampledBatch(
-            seq,
-            draw.keys,
-            draw.probabilities,
-            draw.priorities,
-            draw.times_sampled,
-            draw.table_sizes,
-            draw.inserted_at,
-            draw.rate_limited,
-            [
-                SampledPiece.of(layout.sampled, piece)
-                for layout, piece in zip(layouts, plan.run([layout.variable for layout in layouts]), strict=True)
-            ],
-        )
+        gathered = plan.run([layout.variable for layout in layouts])
+        pieces = [SampledPiece.of(layout.sampled, piece) for layout, piece in zip(layouts, gathered, strict=True)]
+        batch = SampledBatch.of(seq, draw, pieces)
         rows = [layout.needed(rows) for layout, rows in zip(layouts, plan.rows, strict=True)]
         lending.batches = [LentBatch(batch, rows, lease.slot, lease.id)]
         return lending

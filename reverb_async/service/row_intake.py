@@ -87,7 +87,7 @@ class RowIntake:
         if not self._is_turn_open:
             self._is_turn_open = True
             loop.call_soon(self._end_turn)
-        if not self._is_busy and self._messages == 1:
+        if not self._is_busy and self._messages == 1 and not self._queue:
             self.insert(arrivals)
             return None
         done = loop.create_future()
@@ -140,17 +140,19 @@ class RowIntake:
                 for arrival in alike:
                     self._enter([arrival])
             return
-        if insert_now(tables, blocks):
-            for arrival in alike:
-                arrival.sender.acknowledge(arrival.block.seq, arrival.block.count)
-        else:
-            start = 0
-            for arrival in alike:
-                stop = start + arrival.block.count
-                parts = [block.part(start, stop) for block in blocks]
-                arrival.sender.insert(tables, parts, arrival.block.seq, arrival.block.timeout)
-                start = stop
-        first.layout.stores[0].unpin(rows)
+        try:
+            if insert_now(tables, blocks):
+                for arrival in alike:
+                    arrival.sender.acknowledge(arrival.block.seq, arrival.block.count)
+            else:
+                start = 0
+                for arrival in alike:
+                    stop = start + arrival.block.count
+                    parts = [block.part(start, stop) for block in blocks]
+                    arrival.sender.insert(tables, parts, arrival.block.seq, arrival.block.timeout)
+                    start = stop
+        finally:
+            first.layout.stores[0].unpin(rows)
 
     def _store(self, alike: list[Arrival]) -> tuple[Rows, list[ItemBlock]]:
         """Write rows, which stay pinned, and return them with a block of items per table.

@@ -109,18 +109,8 @@ class SampleAnswers:
         return declared
 
     def _plain(self, drawn: Drawn, pieces: list[Piece]) -> SampledBatch:
-        draw = drawn.draw
-        return SampledBatch(
-            drawn.seq,
-            draw.keys,
-            draw.probabilities,
-            draw.priorities,
-            draw.times_sampled,
-            draw.table_sizes,
-            draw.inserted_at,
-            draw.rate_limited,
-            [SampledPiece.of(self.declared(piece.layout)[0], piece) for piece in pieces],
-        )
+        sampled = [SampledPiece.of(self.declared(piece.layout)[0], piece) for piece in pieces]
+        return SampledBatch.of(drawn.seq, drawn.draw, sampled)
 
     def _lay_out(self, drawn: Drawn) -> tuple[PackedBatches, Outs]:
         """Return an entry without its columns, and the places for those of fixed rows."""

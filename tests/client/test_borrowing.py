@@ -515,7 +515,9 @@ async def test_nobody_is_lent_anything_who_cannot_read_the_page(secret):
         stream.abort()
 
 
-@pytest.mark.parametrize("lie", [{"copied": 1, "lost": [2]}, {"lost": [1]}, {"copied": 9, "lost": [9]}])
+@pytest.mark.parametrize(
+    "lie", [{"copied": 1, "lost": [2]}, {"lost": [1]}, {"copied": 9, "lost": [9]}, {"copied": 1, "lost": [1, 1]}]
+)
 async def test_a_batch_that_was_not_lent_cannot_get_lost(lie):
     async with serving() as rig:
         await rig.client.insert_batch({"x": np.arange(40)}, {"t": 1.0})
@@ -524,6 +526,16 @@ async def test_a_batch_that_was_not_lent_cannot_get_lost(lie):
         await stream.send(Message({"returned": lie}))
         with pytest.raises(InvalidArgument, match="is not lent"):
             await stream.receive()
+        await until(lambda: len(rig.leases) == 0)
+
+
+@pytest.mark.parametrize(("length", "is_lent"), [(1 << 16, True), (1 << 20, False)])
+async def test_long_values_of_variable_size_are_not_gathered_on_the_loop(length, is_lent):
+    async with serving() as rig:
+        await rig.client.insert_batch({"x": np.arange(8), "b": [bytes(length)] * 8}, {"t": 1.0})
+        stream = await opened(rig, {"secret": rig.leases._page.secret})
+        assert ("lent" in (await stream.receive()).header) == is_lent
+        stream.abort()
         await until(lambda: len(rig.leases) == 0)
 
 

@@ -270,6 +270,29 @@ async def test_a_withdrawal_while_disconnected_leaves_no_gap_in_the_numbers(play
     assert kept.admitted == [0]
 
 
+async def test_a_withdrawal_while_blocks_are_sent_again_under_other_numbers_names_the_new_one(play: Play) -> None:
+    class Long(Rows):
+        def write(self, out: Outgoing, seq: int, start: int, stop: int) -> None:
+            super().write(out, seq, start, stop)
+            if len(play.server.streams) == 3:
+                play.session.withdraw(blocks[1], RateLimiterTimeout("withdrawn"))
+
+    await play.start(2)
+    await play.ack(1, 2)
+    blocks = [Long(1, play.layout), *(Rows(1, play.layout) for _ in range(3))]
+    for block in blocks:
+        play.session.submit(block)
+    await settle()
+    assert play.stream.sequences()[1:] == [(3, 1), (4, 1), (5, 1), (6, 1)]
+    await play.lose()
+    play.stream.greet(applied_through=0)  # The server forgot the session.
+    await play.server.opened(3)
+    play.stream.greet()
+    await settle()
+    assert play.stream.sequences() == [(1, 1), (2, 1), (3, 1), (4, 1)]
+    assert {seq for message in play.stream.sent for seq in InsertRequestReader(message).cancel()} == {2}
+
+
 async def test_an_error_of_the_stream_is_permanent(play: Play) -> None:
     sent = await play.start(1)
     play.stream.answer(InvalidArgument("you lie"))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from insert_rig import Rig
 
+from reverb_async.client.writing.copies import Copies
 from reverb_async.core.ragged import Ragged
 from reverb_async.core.selectors import Prioritized
 from reverb_async.core.spec import ArraySpec
@@ -563,3 +564,10 @@ async def test_close_fails_those_who_wait_and_those_who_come() -> None:
         for call in (waiting, rig.rows.insert(2, {"t": 1.0}), rig.rows.insert_batch(np.zeros(1), {"t": 1.0})):
             with pytest.raises(Closed):
                 await call
+
+
+async def test_arrays_of_elements_longer_than_a_slice_are_copied() -> None:
+    array = np.array([b"a" * 5_000_000, b"b" * 4_999_999])
+    copy = await Copies().of(array)
+    array[:] = b""
+    assert copy.tolist() == [b"a" * 5_000_000, b"b" * 4_999_999]

@@ -444,6 +444,16 @@ async def test_configure_keeps_more_of_one_column_seen_or_not(rig: Rig) -> None:
         await writer.create_item("t", trajectory={"l": writer.history["long"][-6:], "s": writer.history["short"][-4:]})
 
 
+async def test_configure_to_keep_less_expires_what_was_selected_before(rig: Rig) -> None:
+    async with rig.writer(5) as writer:
+        for at in range(5):
+            writer.append({"x": at})
+        selected = writer.history["x"][:]
+        writer.configure("x", num_keep_alive_refs=2)
+        with pytest.raises(ExpiredReference, match="num_keep_alive_refs"):
+            await writer.create_item("t", trajectory={"x": selected})
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -196,5 +196,21 @@ def test_lengths_below_zero_are_refused():
         read(message)
 
 
+@pytest.mark.parametrize(("size", "positions"), [(2, [0, 2]), (2, [-1, 1]), (3, [0, 1]), (1, [0, 0]), (2, [0, 2**62])])
+def test_items_have_places_in_their_batch(size, positions):
+    piece = SampledPiece(ONLY_FRAMES, np.array(positions), [1], [])
+    message = sent(Lending(STORES, PLACES, [a_batch(1, size, [piece], [[np.arange(2)]])]), ONLY_FRAMES, LAYOUT)
+    with pytest.raises(InvalidArgument, match=r"positions lie|made of pieces"):
+        read(message)
+
+
+def test_items_of_several_pieces_have_places_in_their_batch():
+    pieces = [SampledPiece(ONLY_FRAMES, positions, [1], []) for positions in (np.array([0]), None)]
+    message = sent(Lending(STORES, PLACES, [a_batch(1, 1, pieces, [[np.arange(1)]] * 2)]), ONLY_FRAMES, LAYOUT)
+    message.header["lent"][0][1] = 2
+    with pytest.raises(InvalidArgument, match="made of pieces"):
+        read(message)
+
+
 def test_the_untouched_message_is_fine():
     assert len(read(broken())) == 1

@@ -144,6 +144,7 @@ def test_a_sample_response_with_several_batches_in_one_buffer(carried):
         ({4: [[3, 6, False, [2**32]]]}, "rows"),
         ({4: [[3, 6, False, [True]]]}, "rows"),
         ({1: 1, 2: 6, 4: [[3, 3, True, [1]], [3, 3, True, [1]]]}, "the buffer has|positions"),
+        ({1: 1, 2: 6, 4: [[3, 3, True, [1]], [3, 3, False, [1]]]}, "cannot be made of pieces"),
         ({3: 1, 4: 7}, "must be a list"),
     ],
 )

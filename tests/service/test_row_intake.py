@@ -192,6 +192,30 @@ async def test_a_long_queue_is_worked_off_in_several_turns(monkeypatch: pytest.M
     assert [row[-1] for row in rig.rows_of("t")] == list(range(6))
 
 
+async def test_nobody_overtakes_what_a_turn_left_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_intake, "MAX_STEP_ROWS", 1)
+    rig = Rig(*two_tables())
+    done = [rig.intake.add([rig.arrival(Sender(), [at])]) for at in range(4)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert [row[-1] for row in rig.rows_of("t")] == [0, 1, 2]
+    done.append(rig.intake.add([rig.arrival(Sender(), [4])]))
+    await asyncio.gather(*(one for one in done if one is not None))
+    assert [row[-1] for row in rig.rows_of("t")] == [0, 1, 2, 3, 4]
+
+
+async def test_a_step_that_failed_leaves_no_rows_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(*two_tables())
+
+    def fail(*_: object) -> None:
+        raise MemoryError("for the test")
+
+    monkeypatch.setattr(row_intake, "insert_now", fail)
+    with pytest.raises(MemoryError):
+        rig.intake.insert([rig.arrival(Sender(), [1, 2])])
+    assert rig.staged() == 0
+
+
 async def test_streams_learn_of_a_step_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig(*two_tables())
     done = [rig.intake.add([rig.arrival(Sender(), [at])]) for at in range(3)]

@@ -282,9 +282,8 @@ class TestHandingBack:
 
 class TestWaiting:
     async def test_the_limiter_admits_whole_batches_and_the_next_one_waits(self) -> None:
-        table = ra.Table("t", max_size=100, rate_limiter=ra.rate_limiters.SampleToInsertRatio(1.0, 1, 1000.0))
         limiter = ra.rate_limiters.RateLimiter(1.0, 1, 0.0, 1e9)
-        async for rig in serve(table.replace(rate_limiter=limiter)):
+        async for rig in serve(ra.Table("t", max_size=100, rate_limiter=limiter)):
             await rig.client.insert_batch({"x": np.arange(10)}, {"t": 1.0})
             learner = await rig.learner("t", 4, together=6, credits=6)
             assert len((await learner.hear()).batches) == 2

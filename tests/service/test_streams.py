@@ -13,7 +13,7 @@ import reverb_async as ra
 from reverb_async.core.nest import flatten
 from reverb_async.core.spec import ArraySpec
 from reverb_async.errors import InvalidArgument, ReplayError, ResourceExhausted
-from reverb_async.protocol.inserting import Group, InsertRequest, Items, Layout, Segments, Steps
+from reverb_async.protocol.inserting import Group, InsertRequest, InsertResponse, Items, Layout, Segments, Steps
 from reverb_async.protocol.rows import RowBlock
 from reverb_async.protocol.sampling import SampleRequest, Subscription
 from reverb_async.protocol.updating import MAX_KEYS
@@ -58,6 +58,18 @@ def one_block(count: int, **changes) -> InsertRequest:
         steps=[Steps(0, 0, 1, [np.zeros(1, np.int64)])],
         items=[Items(**{**fields, **changes})],
     )
+
+
+def rows_request(**fields) -> InsertRequest:
+    return InsertRequest(
+        groups=[Group(0, (ArraySpec((), np.int64),))], layouts=[Layout(0, STRUCTURE, (0,), ((0, 0, True),))], **fields
+    )
+
+
+def one_row(key: int, **changes) -> RowBlock:
+    records = np.zeros(3, np.uint64)
+    records[0] = key
+    return RowBlock(**{**ONE_ROW, "records": records.view(np.uint8), **changes})
 
 
 async def refusal_of(server: ra.Server, request: InsertRequest) -> ReplayError:
@@ -162,6 +174,53 @@ class TestInserting:
             keys = [sample.info.key async for sample in client.sample("t", num_samples=3)]
             assert keys == [70, 0, 71]
             await client.close()
+
+    async def test_rows_that_are_withdrawn_in_the_message_that_brings_them_do_not_wait(self):
+        async with ra.Server([ra.Table.queue("t", 1)], port=None) as server:
+            client, transport = transport_of(server)
+            streams = [await transport.open("insert") for _ in range(3)]
+            for at, stream in enumerate(streams):
+                await stream.send(rows_request(session=bytes([at]) * 16).to_message())
+                await stream.receive()
+            for at, stream in enumerate(streams):  # In one turn: the first row fills the table, the others come later.
+                await stream.send(InsertRequest(rows=[one_row(at)], cancel=[1] if at else []).to_message())
+            for at, stream in enumerate(streams):
+                async with asyncio.timeout(5):
+                    answer = InsertResponse.from_message(await stream.receive())
+                assert [refusal.seq for refusal in answer.refused] == ([1] if at else [])
+            assert server.tables["t"].info.waiters == ()
+            await client.close()
+
+    @pytest.mark.parametrize("with_items", [False, True])
+    async def test_a_message_of_very_many_items_is_worked_off_in_steps(self, with_items, monkeypatch):
+        monkeypatch.setattr(insert_stream, "MAX_STEP_ROWS", 2)
+        async with ra.Server([ra.Table("t", max_size=10)], port=None) as server:
+            client, transport = transport_of(server)
+            stream = await transport.open("insert")
+            request = rows_request(session=b"x" * 16)
+            request.rows = [one_row(at, seq=1 + at) for at in range(6)]
+            if with_items:
+                more = one_block(1, seq=7, keys=np.array([[9]], np.uint64))
+                request.items, request.steps = more.items, more.steps
+            sizes = [0]
+            await stream.send(request.to_message())
+            async with asyncio.timeout(5):
+                while sizes[-1] < 6 + with_items:
+                    sizes.append(server.tables["t"].info.current_size)
+                    assert sizes[-1] - sizes[-2] <= 2
+                    await asyncio.sleep(0)
+            first = InsertResponse.from_message(await stream.receive())
+            assert sum(count for _, count in first.acks) <= 2, "the answers to each step go out for themselves"
+            await client.close()
+
+    async def test_row_formats_are_limited_like_other_declarations(self, monkeypatch):
+        monkeypatch.setattr(insert_stream, "MAX_DECLARATIONS", 2)
+        request = rows_request()
+        request.rows = [one_row(0, tables=tuple(map(str, range(1 + at))), seq=1 + at) for at in range(3)]
+        for at, block in enumerate(request.rows):
+            block.records = np.zeros(8 + 16 * (1 + at), np.uint8)
+        async with ra.Server([ra.Table("t", max_size=10)], port=None) as server:
+            assert "more than 2" in str(await refusal_of(server, request))
 
     async def test_items_cannot_stand_for_countless_episodes(self):
         episodes = np.tile(np.array([[0, 1000]]), (17, 1))

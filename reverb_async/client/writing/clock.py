@@ -12,7 +12,7 @@ class Clock:
         origin: the first step of `history`: the first one after the last clear.
         end: the number of steps so far, an open one included.
         is_open: the last step still takes columns.
-        version: changes with every step and clear.
+        version: changes with every step and clear, and with what columns keep.
         moves: how often a column's rows were moved to another array.
         needed_from: says the first step that something queued may need again.
     """

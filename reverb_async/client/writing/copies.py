@@ -25,7 +25,7 @@ class Copies:
         if array.nbytes <= MAX_COPY_BYTES or not array.flags.c_contiguous:
             return np.array(array, order="C")
         copy = self._pool.take(array.nbytes).view(array.dtype).reshape(array.shape)
-        source, target, step = array.reshape(-1), copy.reshape(-1), MAX_COPY_BYTES // array.itemsize
+        source, target, step = array.reshape(-1), copy.reshape(-1), max(1, MAX_COPY_BYTES // array.itemsize)
         for start in range(0, array.size, step):
             target[start : start + step] = source[start : start + step]
             await asyncio.sleep(0)

@@ -86,7 +86,7 @@ class RowKinds:
         return self._known
 
     def known(self, structure: Structure, tables: Tables) -> RowKind | None:
-        """Return how the last row of this structure for these tables was sent, if it went as a record."""
+        """Return how rows of this structure for these tables were sent at first, if they went as records."""
         return self._kinds.get((structure, tables))
 
     def row(

@@ -186,6 +186,7 @@ class StepBuffer:
         self._keep_of[path] = keep
         if path in self._columns:
             self._columns[path].configure(keep)
+            self.clock.version += 1
 
     def end_episode(self, clear: bool) -> None:
         """Let the next step begin an episode, with an empty history if `clear`."""

@@ -72,7 +72,7 @@ class Unsettled:
         self._stretches.clear()
         self._next_seq = 1
         for stretch in left:
-            stretch.seq = self._next_seq
+            stretch.seq = stretch.sent_seq = self._next_seq
             self._stretches[stretch.seq] = stretch
             self._next_seq += len(stretch)
 
