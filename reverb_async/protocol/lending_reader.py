@@ -47,6 +47,8 @@ class LendingReader:
         header = message.header
         for store in items_of(header, "stores", 4):
             declared = LentStore(*integers(store, "store"))
+            if declared.id in self.stores:
+                raise InvalidArgument(f"store {declared.id} was declared before")
             self.stores[declared.id] = declared
         for id, entries in items_of(header, "places", 2):
             layout = _known(layouts, id, "layout")
@@ -76,12 +78,22 @@ class LendingReader:
             raise InvalidArgument(f"a lease has the slot {slot}; there are {LEASE_SLOTS}")
         words = _WordReader(reader.bytes())
         info = [words.array(dtype, size) for dtype in INFO]
-        pieces, rows = [], []
-        for piece in items_of({"pieces": entry[5]}, "pieces", 4):
+        pieces, rows, items = [], [], 0
+        entries = items_of({"pieces": entry[5]}, "pieces", 4)
+        for piece in entries:
             read, needed = self._piece(piece, words, reader, layouts)
+            items += integer(piece[1], "count")
+            positions = read.positions
+            if positions is None:
+                if len(entries) > 1:
+                    raise InvalidArgument(f"{len(entries)} pieces of a batch need positions")
+            elif len(positions) and not 0 <= positions.min() <= positions.max() < size:
+                raise InvalidArgument(f"positions lie between 0 and {size - 1}")
             pieces.append(read)
             rows.append(needed)
         words.check_end()
+        if items != size:
+            raise InvalidArgument(f"a batch of {size} items cannot be made of pieces of {items} in all")
         keys, probabilities, priorities, times, sizes, inserted_at = info
         batch = SampledBatch(
             integer(entry[0], "seq"), keys, probabilities, priorities, times, sizes, inserted_at, bool(entry[2]), pieces

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from reverb_async.protocol.control_page import TOKEN_BYTES
 from reverb_async.protocol.hello import MemoryOffer
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -47,6 +48,8 @@ def obstacle(offer: MemoryOffer | None) -> str | None:
         return f"{sys.platform} cannot map the memory of another process"
     if offer is None:
         return "the server does not share its memory"
+    if len(offer.token) != TOKEN_BYTES:
+        return f"the server's offer has a token of {len(offer.token)} bytes instead of {TOKEN_BYTES}"
     try:
         here = host_mark(offer.token)
     except OSError as error:

@@ -45,15 +45,19 @@ class Lender:
         """Work off what a client says; return the numbers of batches that go back to the table.
 
         Raises:
-            InvalidArgument: one of them was not lent.
+            InvalidArgument: one of them was not lent, or they do not ascend.
         """
         if returned.secret is not None:
             self._is_trusted = self._leases.is_secret(returned.secret)
         if returned.lost:
             lent = {seq for seq, _ in self._lent}
+            before = -1
             for seq in returned.lost:
                 if seq not in lent or seq > returned.copied:
                     raise InvalidArgument(f"batch {seq} is not lent: it cannot get lost")
+                if seq <= before:
+                    raise InvalidArgument(f"batch {seq} gets lost after batch {before}: their numbers must ascend")
+                before = seq
         self.end_through(returned.copied)
         self._over_wire += len(returned.lost)
         if returned.stop:

@@ -527,6 +527,17 @@ async def test_a_batch_that_was_not_lent_cannot_get_lost(lie):
         await until(lambda: len(rig.leases) == 0)
 
 
+async def test_a_batch_cannot_get_lost_twice():
+    async with serving() as rig:
+        await rig.client.insert_batch({"x": np.arange(40)}, {"t": 1.0})
+        stream = await opened(rig, {"secret": rig.leases._page.secret})
+        assert "lent" in (await stream.receive()).header
+        await stream.send(Message({"returned": {"copied": 1, "lost": [1, 1]}}))
+        with pytest.raises(InvalidArgument, match="must ascend"):
+            await stream.receive()
+        await until(lambda: len(rig.leases) == 0)
+
+
 async def test_what_is_consumed_is_not_lent_any_more():
     async with serving() as rig:
         await rig.client.insert_batch({"x": np.arange(40)}, {"t": 1.0})

@@ -51,6 +51,13 @@ class TestWhatAClientSays:
         offer = dataclasses.replace(leases.offer(), host=bytes(16))
         assert described(offer) == "tcp (no shared memory: the server is on another host)"
 
+    @pytest.mark.parametrize("size", [0, 15, 65, 1000])
+    def test_when_the_offer_makes_no_sense(self, leases, size):
+        offer = dataclasses.replace(leases.offer(), token=bytes(size))
+        assert described(offer) == (
+            f"tcp (no shared memory: the server's offer has a token of {size} bytes instead of 16)"
+        )
+
     def test_when_there_is_no_such_process_or_descriptor(self, leases):
         for change in ({"pid": 1 << 40}, {"fd": 1 << 20}):
             offer = dataclasses.replace(leases.offer(), **change)

@@ -152,6 +152,7 @@ def broken(**header: Any) -> Message:
         {"stores": [[0, 1, 2]]},
         {"stores": [[0, 1, 2, -1]]},
         {"stores": [["0", 1, 2, 3]]},
+        {"stores": [[0, 7, 1234, 1 << 20], [0, 7, 1234, 1 << 21]]},
         {"places": [[5, []]]},
         {"places": [["a", []]]},
         {"places": [[0, 7]]},
@@ -181,6 +182,8 @@ def broken(**header: Any) -> Message:
         {"lent": [[1, 2, False, 0, 1, [[1, 2, False, 1]]]]},
         {"lent": [[1, 2, False, 0, 1, [[1, 2, False, [-1]]]]]},
         {"lent": [[1, 2, False, 0, 1, 5]]},
+        {"lent": [[1, 8, False, 0, 1, [[1, 2, False, [1]]]]]},
+        {"lent": [[1, 2, False, 0, 1, [[1, 1, False, [1]], [1, 1, False, [1]]]]]},
         {"lent": [[1, 2, False, 0, 1, [[[], 2, False, [1]]]]]},
     ],
 )
@@ -198,3 +201,18 @@ def test_lengths_below_zero_are_refused():
 
 def test_the_untouched_message_is_fine():
     assert len(read(broken())) == 1
+
+
+@pytest.mark.parametrize("positions", [(0, 2), (-1, 0)])
+def test_positions_outside_the_batch_are_refused(positions):
+    pieces = [SampledPiece(ONLY_FRAMES, np.array([at]), [1], []) for at in positions]
+    batch = a_batch(1, 2, pieces, [[np.arange(1)], [np.arange(1)]])
+    with pytest.raises(InvalidArgument, match="positions lie between 0 and 1"):
+        read(sent(Lending(STORES, PLACES, [batch]), LAYOUT, ONLY_FRAMES))
+
+
+def test_a_store_is_declared_once():
+    reader, layouts = LendingReader(), {1: ONLY_FRAMES}
+    reader.read(Message({"stores": [[0, 7, 1234, 4096]], "places": [[1, [[0, 0, 100]]]]}), layouts)
+    with pytest.raises(InvalidArgument, match="store 0 was declared before"):
+        reader.read(Message({"stores": [[0, 7, 1234, 1 << 20]], "places": [[1, [[0, 0, 10_000]]]]}), layouts)
