@@ -32,6 +32,11 @@ MAX_MESSAGE_BYTES = 64 << 20
 MAX_STREAMS = (1 << 31) - 1
 CLOSE_GRACE = 1.0
 """Seconds a closed connection has to send what it still holds."""
+MAX_UNSENT_BYTES = 64 << 20
+"""A peer that makes us answer (pings, settings) and reads nothing is dropped when so much waits for it.
+
+Messages never come near this: their senders wait when the transport is full.
+"""
 
 
 @dataclass(eq=False)
@@ -140,6 +145,8 @@ class Connection(grpclib.protocol.Connection):
         self.window_budget = endpoint.window_budget
         self.pool = endpoint.pool
         self.client_side = bool(h2_connection.config.client_side)
+        # Senders wait for the transport one behind the other: all at once would fill it once each.
+        self.turn = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
 
     def create_stream(self, *, stream_id: int | None = None, wrapper: Wrapper | None = None) -> Stream:
@@ -268,6 +275,9 @@ class Protocol:
         for event in events:
             self.processor.process(event)
         self.connection.flush()
+        if not self.connection.write_ready.is_set() and self._transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+            log.warning("A peer that asks and does not read is dropped")
+            self.abort()
 
     def pause_writing(self) -> None:
         """Let senders wait until the transport has got rid of what it holds."""
