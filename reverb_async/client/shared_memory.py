@@ -60,13 +60,16 @@ class SharedMemory:
             return
         self.page = page
 
-    def map(self, store: LentStore) -> NDArray[np.uint8] | None:
+    def map(self, store: LentStore, page: ControlView) -> NDArray[np.uint8] | None:
         """Map a store, read-only; None if that fails: then nothing is shared with this server any more.
+
+        None, too, if `page`, the control page of the server that declared it, is not that of the present server.
 
         The mapping lasts as long as what is returned, however many streams it is returned to. While it lasts, no other
         file gets its inode.
         """
-        assert self._offer is not None
+        if page is not self.page or self._offer is None:
+            return None  # Process and descriptor numbers are the present server's, and this one's will soon be gone.
         mapped = self._stores.get((store.inode, store.nbytes))
         if mapped is not None:
             return mapped

@@ -14,6 +14,7 @@ from reverb_async.errors import InvalidArgument
 from reverb_async.protocol.lending import Lending, LentBatch, LentStore, Place, Places, Returned, Rows
 from reverb_async.protocol.sampled import SampledBatch, SampledLayout, SampledPiece
 from reverb_async.service.leases import Lease, Leases
+from reverb_async.service.sample_answers import MAX_INLINE_GATHER_BYTES
 
 MIN_LENT_BYTES = 256 << 10
 """Batches with fewer bytes in fixed columns travel in the message: pins, lease and row numbers cost about as much CPU
@@ -94,6 +95,8 @@ class Lender:
         nbytes = sum(layout.nbytes(rows) for layout, rows in zip(layouts, plan.rows, strict=True))
         if nbytes < MIN_LENT_BYTES or not all(layout.is_lendable for layout in layouts):
             return None
+        if plan.nbytes - nbytes > MAX_INLINE_GATHER_BYTES and any(layout.variable for layout in layouts):
+            return None  # Much of it would have to be gathered here nevertheless: in a thread, so as to stall nobody.
         lease = self._leases.grant(plan, plan.nbytes)
         if lease is None:
             return None

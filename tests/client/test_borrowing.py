@@ -380,6 +380,21 @@ async def test_beyond_the_bound_batches_come_over_the_wire(monkeypatch):
         assert rig.leases.num_granted == 1
 
 
+async def test_batches_with_much_that_varies_in_size_are_gathered_in_a_thread(monkeypatch):
+    async with serving() as rig:
+        monkeypatch.setattr(lender, "MAX_INLINE_GATHER_BYTES", 10_000)
+        for size, granted in ((10, 1), (300, 0)):
+            await rig.client.reset("t")
+            texts = [str(at).zfill(size) for at in range(100)]
+            await rig.client.insert_batch({"x": np.zeros((100, 8)), "text": texts}, {"t": 1.0})
+            before = rig.leases.num_granted
+            batch = await rig.client.sample_batch("t", 100)
+            assert set(batch.data["text"]) <= set(texts)
+            assert rig.leases.num_granted == before + granted
+        await rig.client.sample_batch("t", 100, columns=["x"])
+        assert rig.leases.num_granted == before + 1, "what is not wanted does not count"
+
+
 # -- coming and going -------------------------------------------------------------------------------------------------
 
 

@@ -96,7 +96,7 @@ class Borrower:
     def _source(self, spec: ArraySpec, place: Place) -> Bytes | None:
         """Return a column as bytes, ``[capacity, row_bytes]``; None if its store cannot be mapped."""
         if place.store not in self._mapped:
-            self._mapped[place.store] = self._memory.map(self._reader.stores[place.store])
+            self._mapped[place.store] = self._memory.map(self._reader.stores[place.store], self._page)
         store = self._mapped[place.store]
         return None if store is None else np.ndarray((place.capacity, spec.row_bytes), np.uint8, store, place.offset)
 
