@@ -12,7 +12,17 @@ from reverb_async.errors import InvalidArgument
 from reverb_async.protocol.control_page import LEASE_SLOTS
 from reverb_async.protocol.fields import integer, integers, items_of
 from reverb_async.protocol.inserting import take_column
-from reverb_async.protocol.lending import ALIGNED_WORDS, INFO, LentBatch, LentStore, Place, Places, Rows, used_views
+from reverb_async.protocol.lending import (
+    ALIGNED_WORDS,
+    INFO,
+    MAX_LENT_BYTES,
+    LentBatch,
+    LentStore,
+    Place,
+    Places,
+    Rows,
+    used_views,
+)
 from reverb_async.protocol.message import BufferReader, Message
 from reverb_async.protocol.sampled import SampledBatch, SampledLayout, SampledPiece
 
@@ -78,11 +88,14 @@ class LendingReader:
             raise InvalidArgument(f"a lease has the slot {slot}; there are {LEASE_SLOTS}")
         words = _WordReader(reader.bytes())
         info = [words.array(dtype, size) for dtype in INFO]
-        pieces, rows, items = [], [], 0
+        pieces, rows, items, nbytes = [], [], 0, 0
         entries = items_of({"pieces": entry[5]}, "pieces", 4)
         for piece in entries:
             read, needed = self._piece(piece, words, reader, layouts)
             items += integer(piece[1], "count")
+            for (view, _, spec), place in zip(read.layout.leaves, self.places[read.layout.id], strict=True):
+                mine = needed[view]
+                nbytes += 0 if place is None or mine is None else len(mine) * spec.row_bytes
             positions = read.positions
             if positions is None:
                 if len(entries) > 1:
@@ -92,6 +105,8 @@ class LendingReader:
             pieces.append(read)
             rows.append(needed)
         words.check_end()
+        if nbytes > MAX_LENT_BYTES:
+            raise InvalidArgument(f"a lent batch has {nbytes} bytes, more than {MAX_LENT_BYTES}")
         if items != size:
             raise InvalidArgument(f"a batch of {size} items cannot be made of pieces of {items} in all")
         keys, probabilities, priorities, times, sizes, inserted_at = info

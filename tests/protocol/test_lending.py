@@ -216,3 +216,16 @@ def test_a_store_is_declared_once():
     reader.read(Message({"stores": [[0, 7, 1234, 4096]], "places": [[1, [[0, 0, 100]]]]}), layouts)
     with pytest.raises(InvalidArgument, match="store 0 was declared before"):
         reader.read(Message({"stores": [[0, 7, 1234, 1 << 20]], "places": [[1, [[0, 0, 10_000]]]]}), layouts)
+
+
+def test_a_batch_that_names_rows_again_and_again_is_refused():
+    layout = SampledLayout(0, flatten({"a": 0})[1], 1, ((0, False, ArraySpec((1 << 20,), np.uint8)),))
+    for count, fits in ((1024, True), (1025, False)):
+        piece = SampledPiece(layout, None, [count], [])
+        batch = a_batch(1, 1, [piece], [[np.zeros(count, np.int64)]])
+        message = sent(Lending(STORES, {0: (Place(0, 0, 1),)}, [batch]), layout)
+        if fits:
+            assert len(read(message)) == 1
+        else:
+            with pytest.raises(InvalidArgument, match="more than 1073741824"):
+                read(message)
