@@ -81,7 +81,7 @@ def _transport_of(client: ra.Client) -> Transport:
 
 
 async def received(stream: Duplex) -> Message:
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(20):
         message = await stream.receive()
     assert message is not None, "the stream has ended"
     return message
@@ -89,7 +89,7 @@ async def received(stream: Duplex) -> Message:
 
 async def error_of(stream: Duplex) -> ra.ReplayError:
     """Return the error the stream ends with."""
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(20):
         try:
             while await stream.receive() is not None:
                 pass
