@@ -31,6 +31,7 @@ class SharedMemory:
         page: the server's control page; None: batches travel over the wire.
         why_not: why that is so, once that is known.
         pool: where batches are copied to.
+        num_borrowers: streams that copy batches now.
     """
 
     def __init__(self, enabled: bool) -> None:
@@ -38,6 +39,7 @@ class SharedMemory:
         self.page: ControlView | None = None
         self.why_not: str | None = None
         self.pool = BufferPool(_POOLED_BUFFERS, _POOLED_BYTES)
+        self.num_borrowers = 0
         self._offer: MemoryOffer | None = None
         # Streams share them: the first look at a page through a mapping costs a fault.
         self._stores: WeakValueDictionary[tuple[int, int], NDArray[np.uint8]] = WeakValueDictionary()

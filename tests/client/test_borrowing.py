@@ -455,6 +455,24 @@ async def test_stores_are_unmapped_when_the_connection_goes():
     assert mappings() <= before + 3
 
 
+async def test_the_last_stream_to_go_lets_go_of_the_memory_that_batches_are_copied_to():
+    async with serving() as rig:
+        frames = np.arange(40 * 10_000).reshape(40, 10_000)
+        await rig.client.insert_batch({"x": frames}, {"t": 1.0})
+        memory = rig.client._parts.connector.memory
+        one, other = (rig.client.sample_batches("t", 32, prefetch=1) for _ in range(2))
+        async with one as first:
+            async with other as second:
+                kept = [await anext(first), await anext(second)]
+                assert memory.num_borrowers == 2
+            assert memory.pool._rooms
+        assert (memory.num_borrowers, memory.pool._rooms) == (0, [])
+        for _ in range(4):
+            memory.pool.take(32 * 80_000)[:] = 255
+        for batch in kept:
+            assert (batch.data["x"] == frames[batch.data["x"][:, 0] // 10_000]).all()
+
+
 async def test_streams_of_a_client_share_their_mappings():
     async with serving() as rig:
         await rig.client.insert_batch({"x": np.arange(40)}, {"t": 1.0})

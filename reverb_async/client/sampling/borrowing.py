@@ -39,6 +39,13 @@ class Borrower:
         self._reader = LendingReader()
         self._mapped: dict[int, Bytes | None] = {}
         self._pending = Returned(secret=page.secret)
+        memory.num_borrowers += 1
+
+    def close(self) -> None:
+        """Note that nothing more will be copied; the last of a client's streams lets go of the memory for it."""
+        self._memory.num_borrowers -= 1
+        if not self._memory.num_borrowers:
+            self._memory.pool.clear()
 
     @property
     def has_news(self) -> bool:
