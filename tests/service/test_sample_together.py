@@ -371,4 +371,4 @@ async def test_learners_share_the_memory_that_batches_are_gathered_in_and_the_la
             await learner.end()
         assert pool._rooms
         learners[0].vanish()
-        await until(lambda: not pool._rooms)
+        await until(lambda pool=pool: not pool._rooms)

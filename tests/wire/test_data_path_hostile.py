@@ -120,3 +120,15 @@ async def test_a_peer_that_asks_and_asks_and_never_reads_is_dropped(path, asked,
             break
     assert rig.transport.closing
     assert 100_000 < len(rig.transport.written) < 110_000
+
+
+@pytest.mark.parametrize("path", ["fast", "stock"])
+async def test_headers_without_end_are_not_kept(path):
+    rig = Rig(path)
+    for kind in (1, 9):
+        rig.feed(frame(kind, 0, 1, bytes(100_000)))
+        assert not rig.transport.closing
+    rig.feed(frame(9, 0, 1, bytes(100_000)))
+    rig.frames += parse(bytes(rig.transport.written))
+    assert rig.transport.closing
+    assert rig.errors() == [("GoAwayFrame", 0, 1)]

@@ -32,6 +32,8 @@ SCRATCH_BYTES = 256 << 10
 MAX_FRAME_BYTES = 1 << 20
 MAX_MESSAGE_BYTES = 64 << 20
 MAX_STREAMS = (1 << 31) - 1
+MAX_HEADERS_BYTES = 256 << 10
+"""Headers that come in several frames; four times what we admit of them uncompressed."""
 CLOSE_GRACE = 1.0
 """Seconds a closed connection has to send what it still holds."""
 MAX_UNSENT_BYTES = 64 << 20
@@ -106,9 +108,14 @@ class _Data(DataFrame):
 
 
 class _Frames(FrameBuffer):
-    """Makes every DATA frame a `_Data`, and refuses a frame that is too long before it is received."""
+    """Makes every DATA frame a `_Data`, refuses frames that are too long before they are received, and endless headers.
+
+    h2 itself would keep the headers of 64 frames, whatever their length.
+    """
 
     def __next__(self) -> Frame:
+        if self._headers_buffer and sum(len(frame.data) for frame in self._headers_buffer) > MAX_HEADERS_BYTES:
+            raise ProtocolError(f"headers of more than {MAX_HEADERS_BYTES} bytes")
         try:
             frame = super().__next__()
         except StopIteration:
