@@ -31,6 +31,7 @@ class SharedMemory:
         page: the server's control page; None: batches travel over the wire.
         why_not: why that is so, once that is known.
         pool: where batches are copied to.
+        num_borrowers: streams that copy batches now.
     """
 
     def __init__(self, enabled: bool) -> None:
@@ -38,6 +39,7 @@ class SharedMemory:
         self.page: ControlView | None = None
         self.why_not: str | None = None
         self.pool = BufferPool(_POOLED_BUFFERS, _POOLED_BYTES)
+        self.num_borrowers = 0
         self._offer: MemoryOffer | None = None
         # Streams share them: the first look at a page through a mapping costs a fault.
         self._stores: WeakValueDictionary[tuple[int, int], NDArray[np.uint8]] = WeakValueDictionary()
@@ -60,13 +62,16 @@ class SharedMemory:
             return
         self.page = page
 
-    def map(self, store: LentStore) -> NDArray[np.uint8] | None:
+    def map(self, store: LentStore, page: ControlView) -> NDArray[np.uint8] | None:
         """Map a store, read-only; None if that fails: then nothing is shared with this server any more.
+
+        None, too, if `page`, the control page of the server that declared it, is not that of the present server.
 
         The mapping lasts as long as what is returned, however many streams it is returned to. While it lasts, no other
         file gets its inode.
         """
-        assert self._offer is not None
+        if page is not self.page or self._offer is None:
+            return None  # Process and descriptor numbers are the present server's, and this one's will soon be gone.
         mapped = self._stores.get((store.inode, store.nbytes))
         if mapped is not None:
             return mapped

@@ -49,6 +49,11 @@ class BufferPool:
         self._nbytes += rooms[-1].size
         return _aligned(rooms[-1], size)
 
+    def clear(self) -> None:
+        """Forget all arrays; those that are in use stay with their users."""
+        self._rooms.clear()
+        self._nbytes = 0
+
 
 def _room(size: int) -> NDArray[np.uint8]:
     return np.empty(size + ALIGNMENT, np.uint8)

@@ -25,6 +25,9 @@ from reverb_async.protocol.sampled import SampledBatch, SampledLayout
 
 FEATURE = "shared_memory"
 
+MAX_LENT_BYTES = 1 << 30
+"""What a client copies for one batch, at most: rows may be named again and again, so a message is no bound."""
+
 Rows = NDArray[np.int64]
 
 

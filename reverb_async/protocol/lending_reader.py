@@ -12,7 +12,16 @@ from reverb_async.errors import InvalidArgument
 from reverb_async.protocol.control_page import LEASE_SLOTS
 from reverb_async.protocol.fields import integer, integers, items_of
 from reverb_async.protocol.inserting import take_column
-from reverb_async.protocol.lending import ALIGNED_WORDS, LentBatch, LentStore, Place, Places, Rows, used_views
+from reverb_async.protocol.lending import (
+    ALIGNED_WORDS,
+    MAX_LENT_BYTES,
+    LentBatch,
+    LentStore,
+    Place,
+    Places,
+    Rows,
+    used_views,
+)
 from reverb_async.protocol.message import BufferReader, Message
 from reverb_async.protocol.sampled import INFO, MAX_ITEM_ROWS, SampledBatch, SampledLayout, SampledPiece
 
@@ -44,6 +53,8 @@ class LendingReader:
         header = message.header
         for store in items_of(header, "stores", 4):
             declared = LentStore(*integers(store, "store"))
+            if declared.id in self.stores:
+                raise InvalidArgument(f"store {declared.id} was declared before")
             self.stores[declared.id] = declared
         for id, entries in items_of(header, "places", 2):
             layout = _known(layouts, id, "layout")
@@ -74,15 +85,20 @@ class LendingReader:
         words = _WordReader(reader.bytes())
         info = [words.array(dtype, size) for dtype in INFO]
         pieces, rows = [], []
-        count = 0
+        count = nbytes = 0
         for piece in items_of({"pieces": entry[5]}, "pieces", 4):
             read, needed = self._piece(piece, words, reader, layouts)
+            for (view, _, spec), place in zip(read.layout.leaves, self.places[read.layout.id], strict=True):
+                mine = needed[view]
+                nbytes += 0 if place is None or mine is None else len(mine) * spec.row_bytes
             if read.positions is not None and not _lie_below(size, read.positions):
                 raise InvalidArgument(f"positions lie between 0 and {size - 1}")
             pieces.append(read)
             rows.append(needed)
             count += piece[1]
         words.check_end()
+        if nbytes > MAX_LENT_BYTES:
+            raise InvalidArgument(f"a lent batch has {nbytes} bytes, more than {MAX_LENT_BYTES}")
         if count != size or (len(pieces) > 1 and not all(piece.positions is not None for piece in pieces)):
             raise InvalidArgument(f"a batch of {size} items cannot be made of pieces of {count}")
         keys, probabilities, priorities, times, sizes, inserted_at = info

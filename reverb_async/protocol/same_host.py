@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from reverb_async.protocol.control_page import TOKEN_BYTES
 from reverb_async.protocol.hello import MemoryOffer
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -45,8 +46,12 @@ def obstacle(offer: MemoryOffer | None) -> str | None:
     """Return why the memory that a server offers cannot be mapped from here; None if nothing speaks against it."""
     if sys.platform != "linux":
         return f"{sys.platform} cannot map the memory of another process"
+    if not _CAN_SEE_SEALS:
+        return "this Python was built for a Linux without memory files"
     if offer is None:
         return "the server does not share its memory"
+    if len(offer.token) != TOKEN_BYTES:
+        return f"the server's offer has a token of {len(offer.token)} bytes instead of {TOKEN_BYTES}"
     try:
         here = host_mark(offer.token)
     except OSError as error:
@@ -89,6 +94,8 @@ def map_memory(pid: int, fd: int, nbytes: int, inode: int | None = None) -> NDAr
 if sys.platform == "linux":
     import fcntl
 
+    _CAN_SEE_SEALS = hasattr(fcntl, "F_GET_SEALS")
+
     def _never_shrinks(descriptor: int) -> bool:
         try:
             return bool(fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK)
@@ -101,6 +108,7 @@ if sys.platform == "linux":
         return mmap.mmap(descriptor, nbytes, access=mmap.ACCESS_READ)
 
 else:
+    _CAN_SEE_SEALS = False
 
     def _never_shrinks(descriptor: int) -> bool:
         return False

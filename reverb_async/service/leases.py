@@ -12,9 +12,10 @@ from reverb_async.core.storage.backing import physical_memory
 from reverb_async.errors import InvalidArgument
 from reverb_async.protocol.control_page import LEASE_SLOTS, ControlPage
 from reverb_async.protocol.hello import MemoryOffer
+from reverb_async.protocol.lending import MAX_LENT_BYTES
 from reverb_async.protocol.same_host import host_mark, pid_namespace
 
-MAX_LEASED_BYTES = min(1 << 30, physical_memory() >> 3)
+MAX_LEASED_BYTES = min(MAX_LENT_BYTES, physical_memory() >> 3)
 """What all leases of a server may pin together: four batches of 256 items of 1 MB. It costs memory only as far as the
 items have left their tables meanwhile. A batch that does not fit any more travels over the wire."""
 

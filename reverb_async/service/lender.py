@@ -11,7 +11,7 @@ from reverb_async.core.gather import GatherPlan
 from reverb_async.core.item import ItemLayout
 from reverb_async.core.storage import RowStore
 from reverb_async.errors import InvalidArgument
-from reverb_async.protocol.lending import Lending, LentBatch, LentStore, Place, Places, Returned, Rows
+from reverb_async.protocol.lending import MAX_LENT_BYTES, Lending, LentBatch, LentStore, Place, Places, Returned, Rows
 from reverb_async.protocol.sampled import SampledBatch, SampledLayout, SampledPiece
 from reverb_async.service.leases import Lease, Leases
 from reverb_async.service.sample_answers import MAX_INLINE_GATHER_BYTES
@@ -46,7 +46,7 @@ class Lender:
         """Work off what a client says; return the numbers of batches that go back to the table.
 
         Raises:
-            InvalidArgument: one of them was not lent.
+            InvalidArgument: one of them was not lent, or they do not ascend.
         """
         if returned.secret is not None:
             self._is_trusted = self._leases.is_secret(returned.secret)
@@ -90,10 +90,10 @@ class Lender:
             for layout, (sampled, leaves) in zip(plan.layouts, declared, strict=True)
         ]
         nbytes = sum(layout.nbytes(rows) for layout, rows in zip(layouts, plan.rows, strict=True))
-        if nbytes < MIN_LENT_BYTES or not all(layout.is_lendable for layout in layouts):
+        if not MIN_LENT_BYTES <= nbytes <= MAX_LENT_BYTES or not all(layout.is_lendable for layout in layouts):
             return None
         if plan.nbytes - nbytes > MAX_INLINE_GATHER_BYTES and any(layout.variable for layout in layouts):
-            return None  # What would be gathered here may be too much for one step.
+            return None  # Much of it would have to be gathered here nevertheless: in a thread, so as to stall nobody.
         lease = self._leases.grant(plan, plan.nbytes)
         if lease is None:
             return None

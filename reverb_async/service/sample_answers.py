@@ -54,15 +54,15 @@ class SampleAnswers:
 
     Args:
         wanted: what the stream's client has subscribed to.
+        pool: where batches are gathered.
     """
 
-    def __init__(self, wanted: Subscription) -> None:
+    def __init__(self, wanted: Subscription, pool: BufferPool) -> None:
         self._wanted = wanted
+        self._pool = pool
         self._layouts: dict[ItemLayout, tuple[SampledLayout, list[int]]] = {}
         self._undeclared: list[SampledLayout] = []
         self._packer = Packer()
-        # One batch is gathered, others wait for the transport to pass them on.
-        self._pool = BufferPool(max_buffers=4)
 
     async def response(self, drawn: Sequence[Drawn]) -> SampleResponse:
         """Gather the rows of fresh draws, in a thread when there are many, and return the message to send.

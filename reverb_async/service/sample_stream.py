@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from reverb_async.core.buffer_pool import BufferPool
 from reverb_async.core.draw import Draw
 from reverb_async.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted
 from reverb_async.protocol.lending import Lending, Returned
@@ -33,10 +34,20 @@ _FAREWELL_S = 2.0
 
 
 class SampleStream:
-    """One learner's stream from one table."""
+    """One learner's stream from one table.
 
-    def __init__(self, replay: Replay, duplex: Duplex, leases: Leases | None = None) -> None:
+    Args:
+        replay: the tables.
+        duplex: the stream.
+        leases: the server's; without them nothing is lent.
+        pool: where batches are gathered; streams may share one.
+    """
+
+    def __init__(
+        self, replay: Replay, duplex: Duplex, leases: Leases | None = None, pool: BufferPool | None = None
+    ) -> None:
         self._replay = replay
+        self._pool = BufferPool() if pool is None else pool
         self._lender = Lender(Leases() if leases is None else leases)
         self._duplex = duplex
         self._credits = 0
@@ -61,7 +72,7 @@ class SampleStream:
         if request.subscribe is None:
             raise InvalidArgument("the first message of a Sample stream must subscribe to a table")
         self._wanted = request.subscribe
-        self._answers = SampleAnswers(self._wanted)
+        self._answers = SampleAnswers(self._wanted, self._pool)
         self._table = self._replay.table(self._wanted.table)
         self._table.num_samplers += 1
         try:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from reverb_async.core.buffer_pool import BufferPool
 from reverb_async.core.draw import MutateResult
 from reverb_async.core.info import TableInfo
 from reverb_async.errors import CheckpointError, InvalidArgument
@@ -33,6 +34,10 @@ class ReplayService:
         self.leases = Leases.of_this_process()
         """What clients on this host may read in our memory."""
         self._intake = RowIntake(replay)
+        # Of a stream's batches one is gathered, others wait for the transport to pass them on. Streams share them: most
+        # rest most of the time.
+        self._pool = BufferPool(max_buffers=32, max_bytes=256 << 20)
+        self._num_samplers = 0
         self._max_message_bytes = max_message_bytes
         self.closing = False
         """The server is stopping: streams that end now end because of that."""
@@ -60,7 +65,13 @@ class ReplayService:
 
     async def sample(self, duplex: Duplex) -> None:
         """Serve a Sample stream to its end."""
-        await SampleStream(self.replay, duplex, self.leases).run()
+        self._num_samplers += 1
+        try:
+            await SampleStream(self.replay, duplex, self.leases, self._pool).run()
+        finally:
+            self._num_samplers -= 1
+            if not self._num_samplers:
+                self._pool.clear()
 
     async def update(self, duplex: Duplex) -> None:
         """Serve an Update stream to its end."""

@@ -380,6 +380,21 @@ async def test_beyond_the_bound_batches_come_over_the_wire(monkeypatch):
         assert rig.leases.num_granted == 1
 
 
+async def test_batches_with_much_that_varies_in_size_are_gathered_in_a_thread(monkeypatch):
+    async with serving() as rig:
+        monkeypatch.setattr(lender, "MAX_INLINE_GATHER_BYTES", 10_000)
+        for size, granted in ((10, 1), (300, 0)):
+            await rig.client.reset("t")
+            texts = [str(at).zfill(size) for at in range(100)]
+            await rig.client.insert_batch({"x": np.zeros((100, 8)), "text": texts}, {"t": 1.0})
+            before = rig.leases.num_granted
+            batch = await rig.client.sample_batch("t", 100)
+            assert set(batch.data["text"]) <= set(texts)
+            assert rig.leases.num_granted == before + granted
+        await rig.client.sample_batch("t", 100, columns=["x"])
+        assert rig.leases.num_granted == before + 1, "what is not wanted does not count"
+
+
 # -- coming and going -------------------------------------------------------------------------------------------------
 
 
@@ -438,6 +453,24 @@ async def test_stores_are_unmapped_when_the_connection_goes():
         assert batch.data["x"].shape == (8,)
     del rig
     assert mappings() <= before + 3
+
+
+async def test_the_last_stream_to_go_lets_go_of_the_memory_that_batches_are_copied_to():
+    async with serving() as rig:
+        frames = np.arange(40 * 10_000).reshape(40, 10_000)
+        await rig.client.insert_batch({"x": frames}, {"t": 1.0})
+        memory = rig.client._parts.connector.memory
+        one, other = (rig.client.sample_batches("t", 32, prefetch=1) for _ in range(2))
+        async with one as first:
+            async with other as second:
+                kept = [await anext(first), await anext(second)]
+                assert memory.num_borrowers == 2
+            assert memory.pool._rooms
+        assert (memory.num_borrowers, memory.pool._rooms) == (0, [])
+        for _ in range(4):
+            memory.pool.take(32 * 80_000)[:] = 255
+        for batch in kept:
+            assert (batch.data["x"] == frames[batch.data["x"][:, 0] // 10_000]).all()
 
 
 async def test_streams_of_a_client_share_their_mappings():

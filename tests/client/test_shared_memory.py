@@ -51,6 +51,13 @@ class TestWhatAClientSays:
         offer = dataclasses.replace(leases.offer(), host=bytes(16))
         assert described(offer) == "tcp (no shared memory: the server is on another host)"
 
+    @pytest.mark.parametrize("size", [0, 15, 65, 1000])
+    def test_when_the_offer_makes_no_sense(self, leases, size):
+        offer = dataclasses.replace(leases.offer(), token=bytes(size))
+        assert described(offer) == (
+            f"tcp (no shared memory: the server's offer has a token of {size} bytes instead of 16)"
+        )
+
     def test_when_there_is_no_such_process_or_descriptor(self, leases):
         for change in ({"pid": 1 << 40}, {"fd": 1 << 20}):
             offer = dataclasses.replace(leases.offer(), **change)
@@ -76,8 +83,9 @@ class TestWhatAClientSays:
         memory = SharedMemory(True)
         memory.learn(leases.offer())
         fd = leases._page.fd
-        assert memory.map(LentStore(0, fd, os.fstat(fd).st_ino, 64)) is not None
-        assert memory.map(LentStore(0, fd, os.fstat(fd).st_ino, 1 << 62)) is None
+        page = memory.page
+        assert memory.map(LentStore(0, fd, os.fstat(fd).st_ino, 64), page) is not None
+        assert memory.map(LentStore(0, fd, os.fstat(fd).st_ino, 1 << 62), page) is None
         assert "cannot be mapped: that descriptor now stands for something else" in memory.describe("tcp")
         assert "over the wire from now on" in caplog.text
         memory.learn(leases.offer())
@@ -85,6 +93,17 @@ class TestWhatAClientSays:
         another = Leases.of_this_process()
         memory.learn(another.offer())
         assert memory.describe("tcp") == "tcp + shared memory"
+
+    @pytest.mark.parametrize("offers", [True, False])
+    def test_a_store_of_a_server_that_was_replaced_does_not_end_sharing_with_its_successor(self, leases, offers):
+        memory = SharedMemory(True)
+        memory.learn(leases.offer())
+        page, fd = memory.page, leases._page.fd
+        another = Leases.of_this_process()
+        memory.learn(another.offer() if offers else None)
+        said = memory.describe("tcp")
+        assert memory.map(LentStore(0, fd, os.fstat(fd).st_ino + 1, 64), page) is None
+        assert memory.describe("tcp") == said
 
     def test_it_keeps_the_page_of_a_server_that_says_hello_again(self, leases):
         memory = SharedMemory(True)
@@ -177,3 +196,41 @@ asyncio.run(main())
             assert server._service.leases.num_granted == 0
             await client.sample_batch("t", rows)
             assert server._service.leases.num_granted == 1
+
+
+PRETENDED = """
+import asyncio, {modules}
+{before}
+import numpy as np
+import reverb_async as ra
+
+async def main():
+    async with ra.Server([ra.Table("t", max_size=100, sampler=ra.selectors.Fifo())], port=0) as server:
+        async with ra.Client(server.address) as client:
+            frames = np.arange(32 * 8192).reshape(32, 8192)
+            await client.insert_batch({{"frame": frames}}, {{"t": 1.0}})
+            batch = await client.sample_batch("t", 32)
+            assert (batch.data["frame"] == frames[0]).all()
+            print(client.transport)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("modules", "before", "why"),
+    [
+        ("os", "del os.memfd_create", "the server does not share its memory"),
+        (
+            "fcntl",
+            "for name in [name for name in dir(fcntl) if 'SEAL' in name]: delattr(fcntl, name)",
+            "this Python was built for a Linux without memory files",
+        ),
+    ],
+    ids=["no memory files", "no seals"],
+)
+def test_a_python_that_was_built_for_an_older_linux_uses_the_wire(modules, before, why):
+    code = PRETENDED.format(modules=modules, before=before)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"tcp (no shared memory: {why})"

@@ -80,3 +80,16 @@ def test_the_pool_remembers_no_more_than_it_may() -> None:
     pool.take(3 * SIZE + SIZE // 2)
     assert sum(room.size for room in pool._rooms) <= 5 * SIZE
     assert pool.take(5 * SIZE).size == 5 * SIZE
+
+
+def test_a_pool_that_is_cleared_keeps_nothing_and_takes_nothing_away() -> None:
+    pool = BufferPool()
+    kept = pool.take(1 << 20)
+    kept[:] = 7
+    pool.take(1 << 20)
+    pool.clear()
+    assert pool._rooms == []
+    other = pool.take(1 << 20)
+    other[:] = 8
+    assert (kept == 7).all()
+    assert pool._nbytes == pool._rooms[0].size

@@ -152,6 +152,7 @@ def broken(**header: Any) -> Message:
         {"stores": [[0, 1, 2]]},
         {"stores": [[0, 1, 2, -1]]},
         {"stores": [["0", 1, 2, 3]]},
+        {"stores": [[0, 7, 1234, 1 << 20], [0, 7, 1234, 1 << 21]]},
         {"places": [[5, []]]},
         {"places": [["a", []]]},
         {"places": [[0, 7]]},
@@ -181,6 +182,8 @@ def broken(**header: Any) -> Message:
         {"lent": [[1, 2, False, 0, 1, [[1, 2, False, 1]]]]},
         {"lent": [[1, 2, False, 0, 1, [[1, 2, False, [-1]]]]]},
         {"lent": [[1, 2, False, 0, 1, 5]]},
+        {"lent": [[1, 8, False, 0, 1, [[1, 2, False, [1]]]]]},
+        {"lent": [[1, 2, False, 0, 1, [[1, 1, False, [1]], [1, 1, False, [1]]]]]},
         {"lent": [[1, 2, False, 0, 1, [[[], 2, False, [1]]]]]},
     ],
 )
@@ -214,3 +217,31 @@ def test_items_of_several_pieces_have_places_in_their_batch():
 
 def test_the_untouched_message_is_fine():
     assert len(read(broken())) == 1
+
+
+@pytest.mark.parametrize("positions", [(0, 2), (-1, 0)])
+def test_positions_outside_the_batch_are_refused(positions):
+    pieces = [SampledPiece(ONLY_FRAMES, np.array([at]), [1], []) for at in positions]
+    batch = a_batch(1, 2, pieces, [[np.arange(1)], [np.arange(1)]])
+    with pytest.raises(InvalidArgument, match="positions lie between 0 and 1"):
+        read(sent(Lending(STORES, PLACES, [batch]), LAYOUT, ONLY_FRAMES))
+
+
+def test_a_store_is_declared_once():
+    reader, layouts = LendingReader(), {1: ONLY_FRAMES}
+    reader.read(Message({"stores": [[0, 7, 1234, 4096]], "places": [[1, [[0, 0, 100]]]]}), layouts)
+    with pytest.raises(InvalidArgument, match="store 0 was declared before"):
+        reader.read(Message({"stores": [[0, 7, 1234, 1 << 20]], "places": [[1, [[0, 0, 10_000]]]]}), layouts)
+
+
+def test_a_batch_that_names_rows_again_and_again_is_refused():
+    layout = SampledLayout(0, flatten({"a": 0})[1], 1, ((0, False, ArraySpec((1 << 20,), np.uint8)),))
+    for count, fits in ((1024, True), (1025, False)):
+        piece = SampledPiece(layout, None, [count], [])
+        batch = a_batch(1, 1, [piece], [[np.zeros(count, np.int64)]])
+        message = sent(Lending(STORES, {0: (Place(0, 0, 1),)}, [batch]), layout)
+        if fits:
+            assert len(read(message)) == 1
+        else:
+            with pytest.raises(InvalidArgument, match="more than 1073741824"):
+                read(message)

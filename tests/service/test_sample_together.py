@@ -16,7 +16,7 @@ from reverb_async.protocol.message import Duplex
 from reverb_async.protocol.sampled import SampledBatch
 from reverb_async.protocol.sampling import SampleRequest, SampleResponse, SampleResponseReader, Subscription
 from reverb_async.service import sample_stream
-from reverb_async.testing import settle
+from reverb_async.testing import settle, until
 from reverb_async.wire.codec import decode, encode
 
 Insert = Callable[[ra.Client], Any]
@@ -354,3 +354,20 @@ async def test_a_subscription_with_a_nonsensical_wish_is_refused() -> None:
         learner = await rig.learner("t", 1, together=-1, credits=1)
         with pytest.raises(InvalidArgument, match="together"):
             await learner.hear()
+
+
+async def test_learners_share_the_memory_that_batches_are_gathered_in_and_the_last_leaves_none() -> None:
+    async for rig in serve(ra.Table("t", max_size=100)):
+        await rig.client.insert_batch({"x": np.zeros((64, 8192), np.uint8)}, {"t": 1.0})
+        pool = rig.server._service._pool
+        learners = [await rig.learner("t", 32, together=1) for _ in range(10)]
+        for learner in learners:
+            for _ in range(3):
+                await learner.ask(credits=1)
+                await learner.batches(1)
+        assert 0 < len(pool._rooms) <= 3
+        for learner in learners[1:]:
+            await learner.end()
+        assert pool._rooms
+        learners[0].vanish()
+        await until(lambda pool=pool: not pool._rooms)

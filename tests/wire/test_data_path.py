@@ -252,3 +252,33 @@ def test_the_choice_of_the_path_is_checked(monkeypatch):
 def test_the_protocol_is_none_of_those_that_uvloop_asks_for_no_buffers():
     assert not issubclass(FastProtocol, asyncio.Protocol)
     assert issubclass(FastProtocol, asyncio.BufferedProtocol)
+
+
+async def test_connections_share_what_they_receive_into_without_mixing_it_up():
+    endpoint = Endpoint(stream_window=16 << 20)
+    rigs = [Rig("fast", endpoint) for _ in range(3)]
+    ids = [rig.open() for rig in rigs]
+    bodies = [bytes([at + 1]) * 20_000 for at in range(3)]
+    left = [
+        b"".join(
+            frame(0, 0, stream_id, message(body)[start : start + 700]) for start in range(0, len(message(body)), 700)
+        )
+        for stream_id, body in zip(ids, bodies, strict=True)
+    ]
+    step = 0
+    while any(left):
+        for at, rig in enumerate(rigs):
+            step += 1
+            size = 1 + step * 7 % 23  # most cuts are in frame headers or in prefixes sooner or later
+            rig.feed(left[at][:size])
+            left[at] = left[at][size:]
+    for rig, stream_id, body in zip(rigs, ids, bodies, strict=True):
+        assert await rig.read(stream_id) == [body, "open"]
+    assert len({id(rig.protocol.get_buffer(-1).obj) for rig in rigs}) == 1
+
+
+async def test_an_endpoint_without_connections_keeps_no_memory():
+    rig = Rig("fast")
+    rig.endpoint.pool.take(1 << 20)
+    rig.protocol.connection_lost(None)
+    assert rig.endpoint.pool._rooms == []

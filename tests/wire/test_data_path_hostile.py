@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from wire_rig import Rig, frame, message, parse
 
+from reverb_async.wire.http2 import connection
 from reverb_async.wire.http2.connection import Endpoint
 from reverb_async.wire.http2.window import INITIAL_WINDOW
 
@@ -104,3 +105,30 @@ async def test_a_content_length_is_checked_as_by_h2(length):
         return rig.errors(), rig.transport.closing
 
     assert await answer("fast") == await answer("stock")
+
+
+@pytest.mark.parametrize("path", ["fast", "stock"])
+@pytest.mark.parametrize("asked", [frame(6, 0, 0, bytes(8)), frame(4, 0, 0)], ids=["pings", "settings"])
+async def test_a_peer_that_asks_and_asks_and_never_reads_is_dropped(path, asked, monkeypatch):
+    monkeypatch.setattr(connection, "MAX_UNSENT_BYTES", 100_000)
+    rig = Rig(path)
+    rig.protocol.pause_writing()
+    monkeypatch.setattr(rig.transport, "get_write_buffer_size", lambda: len(rig.transport.written), raising=False)
+    for _ in range(200):
+        rig.feed(asked * 100)
+        if rig.transport.closing:
+            break
+    assert rig.transport.closing
+    assert 100_000 < len(rig.transport.written) < 110_000
+
+
+@pytest.mark.parametrize("path", ["fast", "stock"])
+async def test_headers_without_end_are_not_kept(path):
+    rig = Rig(path)
+    for kind in (1, 9):
+        rig.feed(frame(kind, 0, 1, bytes(100_000)))
+        assert not rig.transport.closing
+    rig.feed(frame(9, 0, 1, bytes(100_000)))
+    rig.frames += parse(bytes(rig.transport.written))
+    assert rig.transport.closing
+    assert rig.errors() == [("GoAwayFrame", 0, 1)]

@@ -136,6 +136,30 @@ def test_memory_is_used_again_only_when_the_transport_has_passed_it_on(connected
 
 
 @pytest.mark.parametrize("loop_factory", LOOPS)
+def test_a_transport_holds_little_for_a_peer_that_does_not_read(connected, loop_factory):
+    async def serve(duplex):
+        await duplex.receive()
+        await duplex.send(Message({}))
+        while True:
+            await duplex.send(Message({}, [np.zeros(1 << 20, np.uint8)]))
+
+    async def scenario():
+        server, channel = await connected(Service(Insert=serve))
+        duplex = GrpcClientDuplex(await channel.open_call(INSERT), "the server")
+        await duplex.send(Message({}))
+        await duplex.receive()
+        duplex._call._stream._transport.pause_reading()
+        (connection,) = server._endpoint.connections
+        await until(lambda: not connection.connection.write_ready.is_set())
+        await settle(50)
+        assert connection._transport.get_write_buffer_size() < 4 << 20
+        duplex.abort()
+        await close(server, channel)
+
+    run(loop_factory, scenario())
+
+
+@pytest.mark.parametrize("loop_factory", LOOPS)
 def test_streams_that_end_midway_do_no_harm_to_their_neighbours(connected, loop_factory):
     async def scenario():
         server, channel = await connected(Service(Insert=echo))

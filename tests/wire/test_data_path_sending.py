@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from h2.settings import SettingCodes
 from hyperframe.frame import DataFrame
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wire_rig import Rig, message, settings_of
+from wire_rig import Rig, Transport, message, settings_of
 from wire_services import settle
 
 from reverb_async.wire.codec import Encoded
@@ -158,6 +159,52 @@ async def test_a_transport_that_is_full_makes_senders_wait(path):
     assert rig.sent_data(stream_id) == message(b"abc")
 
 
+class FullTransport(Transport):
+    """Is full after each write, until it is emptied."""
+
+    protocol: Any = None
+
+    def write(self, data: Any) -> None:
+        super().write(data)
+        if self.protocol is not None:
+            self.protocol.pause_writing()
+
+
+@PATHS
+async def test_senders_who_wait_for_the_transport_take_turns(path):
+    rig = Rig(path)
+    rig.transport = transport = FullTransport()
+    rig.protocol.connection._transport = rig.protocol._transport = transport
+    settings_of(rig, {SettingCodes.INITIAL_WINDOW_SIZE: 1 << 20})
+    rig.peer.increment_flow_control_window(1 << 24)
+    rig.exchange()
+    streams = {}
+    for _ in range(20):
+        stream_id = rig.open()
+        streams[stream_id] = stream = rig.handler.streams[stream_id]
+        stream._transport = transport
+        await stream.send_headers(ANSWER)
+    rig.exchange()
+    transport.protocol = rig.protocol
+    rig.protocol.pause_writing()
+
+    async def send(stream):
+        for _ in range(3):  # nothing in between lets others have their turn
+            await stream.send_message(encoded(bytes(40_000)))
+
+    sending = [asyncio.ensure_future(send(stream)) for stream in streams.values()]
+    rounds = 0
+    while not all(task.done() for task in sending):
+        rig.protocol.resume_writing()
+        await settle()
+        assert len(transport.written) <= 2 * (16_384 + 9), "all wrote at once, and the transport holds it all"
+        rig.exchange()
+        rounds += 1
+        sent = [len(rig.sent_data(stream_id)) for stream_id in streams]
+        assert max(sent) - min(sent) <= 40_005, "some have to wait for long while others send"
+        assert rounds < 1000
+
+
 async def test_who_cancels_a_message_that_is_half_sent_resets_the_stream():
     rig, stream, stream_id = await answered("fast")
     sending = asyncio.ensure_future(stream.send_message(encoded(bytes(100_000))))
@@ -210,7 +257,7 @@ async def test_large_buffers_are_handed_over_as_they_are():
     rig.peer.increment_flow_control_window(1 << 24, stream_id)
     settings_of(rig, {SettingCodes.MAX_FRAME_SIZE: 1 << 20})
     written = []
-    rig.transport.writelines = lambda chunks: written.extend(chunks)
+    rig.transport.write, rig.transport.writelines = written.append, written.extend
     array = np.arange(500_000, dtype=np.int64)
     await stream.send_message(encoded(b"header", memoryview(array).cast("B"), b"tail"))
     large = [chunk for chunk in written if len(chunk) > 1000]

@@ -417,7 +417,9 @@ class BatchStream(Conversation):
         if self._return_timer is not None:
             self._return_timer.cancel()
             self._return_timer = None
-        self._borrower = None
+        if self._borrower is not None:
+            self._borrower.close()
+            self._borrower = None
 
     def closed(self, error: ReplayError | None) -> None:
         """Tell the caller; a lost connection and a closed table are no reason not to try again later."""

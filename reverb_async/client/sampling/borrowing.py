@@ -39,6 +39,13 @@ class Borrower:
         self._reader = LendingReader()
         self._mapped: dict[int, Bytes | None] = {}
         self._pending = Returned(secret=page.secret)
+        memory.num_borrowers += 1
+
+    def close(self) -> None:
+        """Note that nothing more will be copied; the last of a client's streams lets go of the memory for it."""
+        self._memory.num_borrowers -= 1
+        if not self._memory.num_borrowers:
+            self._memory.pool.clear()
 
     @property
     def has_news(self) -> bool:
@@ -96,7 +103,7 @@ class Borrower:
     def _source(self, spec: ArraySpec, place: Place) -> Bytes | None:
         """Return a column as bytes, ``[capacity, row_bytes]``; None if its store cannot be mapped."""
         if place.store not in self._mapped:
-            self._mapped[place.store] = self._memory.map(self._reader.stores[place.store])
+            self._mapped[place.store] = self._memory.map(self._reader.stores[place.store], self._page)
         store = self._mapped[place.store]
         return None if store is None else np.ndarray((place.capacity, spec.row_bytes), np.uint8, store, place.offset)
 

@@ -123,7 +123,9 @@ if sys.platform == "linux":
             return mmap.mmap(fd, nbytes, trackfd=False)
         return mmap.mmap(fd, nbytes)  # keeps a duplicate of the descriptor
 
-    PlatformBacking: type[Backing] = SharedBacking
+    # A Python that was built for an older Linux (glibc before 2.27) knows no memory files, whatever the system does.
+    _has_memory_files = hasattr(os, "memfd_create") and hasattr(fcntl, "F_ADD_SEALS")
+    PlatformBacking: type[Backing] = SharedBacking if _has_memory_files else PrivateBacking
 else:
     PlatformBacking: type[Backing] = PrivateBacking
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import grpclib.protocol
+import numpy as np
 from grpclib.config import Configuration
 from grpclib.utils import Wrapper
 from h2.config import H2Configuration
@@ -27,11 +28,19 @@ from reverb_async.wire.http2.window import CONNECTION_WINDOW, INITIAL_WINDOW, Wi
 log = logging.getLogger(__name__)
 
 FRAME_HEADER_BYTES = 9
+SCRATCH_BYTES = 256 << 10
 MAX_FRAME_BYTES = 1 << 20
 MAX_MESSAGE_BYTES = 64 << 20
 MAX_STREAMS = (1 << 31) - 1
+MAX_HEADERS_BYTES = 256 << 10
+"""Headers that come in several frames; four times what we admit of them uncompressed."""
 CLOSE_GRACE = 1.0
 """Seconds a closed connection has to send what it still holds."""
+MAX_UNSENT_BYTES = 64 << 20
+"""A peer that makes us answer (pings, settings) and reads nothing is dropped when so much waits for it.
+
+Messages never come near this: their senders wait when the transport is full.
+"""
 
 
 @dataclass(eq=False)
@@ -46,6 +55,8 @@ class Endpoint:
         pool: memory for long messages.
         connections: those that live.
         idle: set while there are none.
+        scratch: where connections receive what has no memory of its own yet, one after the other: what is received is
+            parsed in the same step, so a thousand connections need no more of it than one.
     """
 
     stream_window: int = INITIAL_WINDOW
@@ -55,6 +66,8 @@ class Endpoint:
     pool: BufferPool = field(default_factory=BufferPool)
     connections: set[Protocol] = field(default_factory=set)
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    scratch: memoryview = field(default_factory=lambda: np.empty(SCRATCH_BYTES, np.uint8).data)
 
     def __post_init__(self) -> None:
         self.idle.set()
@@ -68,6 +81,7 @@ class Endpoint:
         """Count a connection no more."""
         self.connections.discard(connection)
         if not self.connections:
+            self.pool.clear()
             self.idle.set()
 
     @property
@@ -94,9 +108,14 @@ class _Data(DataFrame):
 
 
 class _Frames(FrameBuffer):
-    """Makes every DATA frame a `_Data`, and refuses a frame that is too long before it is received."""
+    """Makes every DATA frame a `_Data`, refuses frames that are too long before they are received, and endless headers.
+
+    h2 itself would keep the headers of 64 frames, whatever their length.
+    """
 
     def __next__(self) -> Frame:
+        if self._headers_buffer and sum(len(frame.data) for frame in self._headers_buffer) > MAX_HEADERS_BYTES:
+            raise ProtocolError(f"headers of more than {MAX_HEADERS_BYTES} bytes")
         try:
             frame = super().__next__()
         except StopIteration:
@@ -140,6 +159,8 @@ class Connection(grpclib.protocol.Connection):
         self.window_budget = endpoint.window_budget
         self.pool = endpoint.pool
         self.client_side = bool(h2_connection.config.client_side)
+        # Senders wait for the transport one behind the other: all at once would fill it once each.
+        self.turn = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
 
     def create_stream(self, *, stream_id: int | None = None, wrapper: Wrapper | None = None) -> Stream:
@@ -268,6 +289,9 @@ class Protocol:
         for event in events:
             self.processor.process(event)
         self.connection.flush()
+        if not self.connection.write_ready.is_set() and self._transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+            log.warning("A peer that asks and does not read is dropped")
+            self.abort()
 
     def pause_writing(self) -> None:
         """Let senders wait until the transport has got rid of what it holds."""

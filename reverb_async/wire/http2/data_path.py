@@ -12,20 +12,24 @@ from __future__ import annotations
 import asyncio
 import os
 
-import numpy as np
 from grpclib.utils import Wrapper
 from h2.connection import ConnectionState, H2Connection
 from h2.stream import H2Stream, StreamState
 
 from reverb_async.errors import InvalidArgument
-from reverb_async.wire.http2.connection import FRAME_HEADER_BYTES, Connection, Protocol, StockProtocol
+from reverb_async.wire.http2.connection import (
+    FRAME_HEADER_BYTES,
+    SCRATCH_BYTES,
+    Connection,
+    Protocol,
+    StockProtocol,
+)
 from reverb_async.wire.http2.fast_stream import FRAME_HEADER, FastStream, credit_frame
 from reverb_async.wire.http2.message_buffer import MessageBuffer
 
 DATA_PATH_VARIABLE = "REVERB_ASYNC_DATA_PATH"
 """The environment variable that chooses: ``fast`` (the default) or ``stock``, for which h2 handles every frame."""
 
-SCRATCH_BYTES = 256 << 10
 SCRATCH_BETWEEN_BYTES = 64 << 10
 """How much is received at once behind a frame that went straight to its message: most likely the next is like it."""
 
@@ -75,9 +79,8 @@ class FastProtocol(Protocol, asyncio.BufferedProtocol):
         super().connection_made(transport)
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         self._h2: H2Connection = self.connection._connection
-        # Not a bytearray: that would be filled with zeros, and resident, on every idle connection.
-        self._scratch = np.empty(SCRATCH_BYTES, np.uint8).data
-        self._held = 0  # bytes at the start of the scratch: a part of a frame's header
+        self._scratch = self._endpoint.scratch
+        self._held = b""  # a part of a frame's header
         self._for_h2 = 0 if self.h2_config.client_side else _PREFACE_BYTES  # bytes that go to h2 before the next header
         self._left = 0  # bytes that the current DATA frame still owes
         self._size = 0
@@ -96,7 +99,7 @@ class FastProtocol(Protocol, asyncio.BufferedProtocol):
             if room is not None and len(room) >= DIRECT_BYTES:
                 self._direct = True
                 return room
-        return self._scratch[self._held : SCRATCH_BETWEEN_BYTES if self._was_direct else SCRATCH_BYTES]
+        return self._scratch[len(self._held) : SCRATCH_BETWEEN_BYTES if self._was_direct else SCRATCH_BYTES]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what was received."""
@@ -109,8 +112,11 @@ class FastProtocol(Protocol, asyncio.BufferedProtocol):
             return
         self._was_direct = False
         view = self._scratch
-        position, end = 0, self._held + nbytes
-        self._held = 0
+        position, end = 0, nbytes
+        if self._held:
+            end += len(self._held)
+            view[: len(self._held)] = self._held
+            self._held = b""
         while position < end and not self.processor.closed:
             if self._left:
                 stop = min(end, position + self._left)
@@ -124,8 +130,7 @@ class FastProtocol(Protocol, asyncio.BufferedProtocol):
                 self.data_received(bytes(view[position:stop]))
                 position = stop
             elif end - position < FRAME_HEADER_BYTES:
-                self._held = end - position
-                view[: self._held] = bytes(view[position:end])
+                self._held = bytes(view[position:end])
                 return
             else:
                 high, low, kind, flags, stream_id = FRAME_HEADER.unpack_from(view, position)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 import time
 from collections.abc import Sequence
 
@@ -25,6 +26,9 @@ _WINDOW_UPDATE = 8
 _SENDING = (StreamState.OPEN, StreamState.HALF_CLOSED_REMOTE)
 
 Chunk = bytes | memoryview
+
+_WRITELINES_NEVER_PAUSES = (3, 12) <= sys.version_info < (3, 12, 9) or (3, 13) <= sys.version_info < (3, 13, 2)
+"""CVE-2024-12254: asyncio's transport takes any number of lines, and only `write` looks how much it holds already."""
 
 
 def credit_frame(stream_id: int, increment: int) -> bytes:
@@ -109,7 +113,7 @@ class FastStream(Stream):
                 else:
                     if pieces is None:
                         pieces = _Pieces(chunks)
-                    self._transport.writelines([header, *pieces.take(frame)])
+                    self._write([header, *pieces.take(frame)])
                 h2_connection.outbound_flow_control_window -= frame
                 h2_stream.outbound_flow_control_window -= frame
                 left -= frame
@@ -122,6 +126,14 @@ class FastStream(Stream):
         if end_stream:
             h2_connection.end_stream(self.id)
             connection.flush()
+
+    def _write(self, pieces: list[Chunk]) -> None:
+        if _WRITELINES_NEVER_PAUSES:
+            last = pieces.pop()
+            self._transport.writelines(pieces)
+            self._transport.write(last)
+        else:
+            self._transport.writelines(pieces)
 
     def _refusal_to_send(self) -> Exception:
         assert self.id is not None

@@ -204,7 +204,8 @@ class Stream(grpclib.protocol.Stream):
         Raises:
             StreamTerminatedError: the stream or its connection is gone.
         """
-        await self.connection.write_ready.wait()
+        async with self.connection.turn:
+            await self.connection.write_ready.wait()
         if self.connection.is_closing():
             if self.id is None:
                 raise StreamTerminatedError("Connection lost")
