@@ -6,6 +6,7 @@ import pytest
 from helpers import Items, keys_of, settle
 
 from reverb_async.core import selectors
+from reverb_async.core.changes import ChangeKind
 from reverb_async.core.rate_limiters import SampleToInsertRatio
 from reverb_async.errors import RateLimiterTimeout, TableClosed
 from reverb_async.table import RowInsertion, Table
@@ -153,3 +154,46 @@ async def test_waiting_rows_of_a_ratio_enter_as_far_as_a_sample_admits(items: It
     waiting.cancel()
     await asyncio.wait([waiting])
     assert len(table.inserters) == 0
+
+
+async def test_alike_rows_of_many_senders_enter_together_and_each_is_told_its_own(items: Items) -> None:
+    table = Table.queue("q", 10)
+    await items.insert(table, range(10))
+    told: list[tuple[str, int]] = []
+    blocks: list[tuple[str, list[int]]] = [("a", [10, 11, 12]), ("b", [13]), ("c", [14, 15]), ("d", [16, 17, 18, 19])]
+    waiting = [
+        asyncio.create_task(items.insert(table, keys, admitted=lambda count, name=name: told.append((name, count))))
+        for name, keys in blocks
+    ]
+    steps: list[list[int]] = []
+    table.state.listeners.append(
+        lambda change: steps.append(change.keys.tolist()) if change.kind is ChangeKind.INSERT else None
+    )
+    await settle()
+    table.acknowledge(await table.sample(8))
+    await settle()
+    assert steps == [[10, 11, 12, 13, 14, 15, 16, 17]]
+    assert told == [("a", 3), ("b", 1), ("c", 2), ("d", 2)]
+    assert [waiter.done() for waiter in waiting] == [True, True, True, False]
+    table.acknowledge(await table.sample(5))
+    await settle()
+    assert told[4:] == [("d", 2)]
+    draw = await table.sample(7)
+    assert draw.keys.tolist() == [13, 14, 15, 16, 17, 18, 19]
+    await asyncio.gather(*waiting)
+
+
+async def test_rows_for_other_tables_too_end_what_enters_together(items: Items) -> None:
+    a, b = Table.queue("a", 4), Table.queue("b", 4)
+    await items.insert(a, range(4))
+    told: list[str] = []
+    waiting = [
+        asyncio.create_task(items.insert(tables, [key], admitted=lambda count, key=key: told.append(str(key))))
+        for key, tables in ((10, a), (11, [b, a]), (12, a))
+    ]
+    await settle()
+    a.acknowledge(await a.sample(4))
+    await asyncio.gather(*waiting)
+    assert told == ["10", "11", "12"]
+    assert keys_of(a.state) == [10, 11, 12]
+    assert keys_of(b.state) == [11]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
 from typing import Protocol
 
 MAX_SERVED = 64
@@ -31,6 +32,9 @@ class InsertQueue:
 
     def __len__(self) -> int:
         return len(self._since)
+
+    def __iter__(self) -> Iterator[Waiting]:
+        return iter(self._since)
 
     @property
     def oldest(self) -> float:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 from reverb_async.core.item import ItemBlock
 from reverb_async.errors import RateLimiterTimeout, ReplayError
+from reverb_async.table.insert_queue import MAX_SERVED, MAX_SERVED_ROWS
 from reverb_async.table.table import Notice, Table
 from reverb_async.waiting import Deadline, reported
 
@@ -80,15 +82,12 @@ class RowInsertion:
                 table.raise_if_closed()
             if any(table.inserters.head is not self for table in self._tables):
                 return 0
-            count = self._step()
+            return self._step_together(self._alike())
         except BaseException as error:
             self._finish(error)
             if not isinstance(error, ReplayError):
                 raise
             return before
-        if not self.remaining:
-            self._finish(None)
-        return count
 
     async def wait(self, deadline: Deadline, notice: Notice | None = None) -> None:
         """Wait until all rows are in. Rows that are in stay when this ends early, the others never will be.
@@ -128,15 +127,61 @@ class RowInsertion:
 
     def _step(self) -> int:
         """Insert what all tables admit now; return how many rows."""
-        count = self.remaining
-        for table in self._tables:
-            table.raise_if_closed()
-            count = table.state.admitted_inserts(min(count, table.state.max_insert))
+        count = self._admissible(self.remaining)
         if count:
             for table, block in zip(self._tables, self._blocks, strict=True):
                 table.insert_now(block.part(self._done, self._done + count))
-            self._done += count
-            self._admitted(count)
+            self._enter(count)
+        return count
+
+    def _admissible(self, count: int) -> int:
+        for table in self._tables:
+            table.raise_if_closed()
+            count = table.state.admitted_inserts(min(count, table.state.max_insert))
+        return count
+
+    def _enter(self, count: int) -> None:
+        self._done += count
+        self._admitted(count)
+
+    def _alike(self) -> list[RowInsertion]:
+        """Return this and those right behind it whose rows can enter the only table in the same step."""
+        if len(self._tables) > 1:
+            return [self]
+        block = self._blocks[0]
+        alike: list[RowInsertion] = []
+        for other in islice(self._tables[0].inserters, MAX_SERVED):
+            if (
+                not isinstance(other, RowInsertion)
+                or len(other._tables) > 1
+                or other._blocks[0].layout is not block.layout
+                or (other._blocks[0].episodes is None) is not (block.episodes is None)
+            ):
+                break
+            alike.append(other)
+        return alike
+
+    def _step_together(self, alike: list[RowInsertion]) -> int:
+        """Do what `_step` of one after the other would do; return how many rows are in."""
+        count = self._admissible(min(MAX_SERVED_ROWS, sum(each.remaining for each in alike)))
+        if count <= self.remaining:
+            count = self._step()
+            if not self.remaining:
+                self._finish(None)
+            return count
+        shares: list[tuple[RowInsertion, int]] = []
+        left = count
+        for each in alike:
+            shares.append((each, min(left, each.remaining)))
+            left -= shares[-1][1]
+            if not left:
+                break
+        parts = [each._blocks[0].part(each._done, each._done + share) for each, share in shares]
+        self._tables[0].insert_now(ItemBlock.join(parts))
+        for each, share in shares:
+            each._enter(share)
+            if not each.remaining:
+                each._finish(None)
         return count
 
     def _blocking(self) -> Table:
