@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
@@ -25,6 +27,9 @@ logger = logging.getLogger("reverb_async")
 
 GRACE_S = 1.5
 """What closing may take after a signal; then the process ends nevertheless."""
+
+_OLD_COLLECTIONS = 50
+"""Collections of the middle generation before a full one; Python's default is 10."""
 
 _USAGE_ERROR = 2
 _CANNOT_LISTEN = 1
@@ -94,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(*(table.summary() for table in config.tables), sep="\n")
         return 0
     _allow_many_files()
-    with StopSignals() as stop, asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with StopSignals() as stop, rare_full_collections(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_serve(config, tables, stop))
 
 
@@ -163,6 +168,24 @@ class StopSignals:
         self._received = True
         if self._wake is not None:
             self._wake()
+
+
+@contextmanager
+def rare_full_collections() -> Iterator[None]:
+    """Have Python's cyclic garbage collector look at everything seldom, and never at what exists now.
+
+    A full collection stops the server: 25 ms for the program itself, 60 ms beside 1,000 connections. Hardly anything
+    that lives long becomes cyclic garbage; the collections of young objects, a millisecond at most, go on as they were.
+    """
+    young, middle, old = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(young, middle, max(old, _OLD_COLLECTIONS))
+    try:
+        yield
+    finally:
+        gc.set_threshold(young, middle, old)
+        gc.unfreeze()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import signal
 import socket
@@ -280,3 +281,18 @@ def test_the_example_in_the_help_is_a_sound_configuration(tmp_path, capsys):
     path = tmp_path / "example.toml"
     path.write_text(example[0])
     assert serve.main(["--check", "--config", str(path)]) == 0
+
+
+def test_the_garbage_collector_seldom_looks_at_everything_while_the_server_runs(monkeypatch: pytest.MonkeyPatch):
+    seen = []
+
+    async def look(*_: object) -> int:
+        seen.append((gc.get_freeze_count() > 1000, gc.get_threshold()))
+        return 0
+
+    monkeypatch.setattr(serve, "_serve", look)
+    young, middle, old = gc.get_threshold()
+    assert serve.main(["--port", "0"]) == 0
+    assert seen == [(True, (young, middle, max(50, old)))]
+    assert gc.get_threshold() == (young, middle, old)
+    assert gc.get_freeze_count() == 0

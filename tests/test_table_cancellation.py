@@ -27,7 +27,7 @@ async def assert_nothing_is_left(table: Table, items: Items, taken: int) -> None
     await settle()
     info, state = table.info, table.state
     assert info.waiters == ()
-    assert not table.inserters.turn.locked()
+    assert not len(table.inserters)
     assert not table._samplers.turn.locked()
     assert info.rate_limiter_info.sample_stats.completed == taken
     assert state.limiter.inserts - state.limiter.deletes == state.size
@@ -135,16 +135,29 @@ class TestInserts:
         waiting[2].cancel()
         await assert_nothing_is_left(table, items, taken=1)
 
-    async def test_cancelling_a_head_that_was_just_woken_does_not_lose_the_wakeup(self, items: Items) -> None:
-        table = Table.queue("q", 1)
+    @pytest.mark.parametrize("is_cancelled_first", [True, False])
+    async def test_cancelling_a_head_in_the_step_that_admits_it_does_not_lose_the_admission(
+        self, items: Items, is_cancelled_first: bool
+    ) -> None:
+        table, admitted = Table.queue("q", 1), []
         await items.insert(table, [0])
-        first, second = task(items.insert(table, [1])), task(items.insert(table, [2]))
+        first, second = task(items.insert(table, [1], admitted=admitted.append)), task(items.insert(table, [2]))
         await settle()
+        if is_cancelled_first:
+            first.cancel()
         table.acknowledge(await table.sample(1))
         first.cancel()
+        await settle()
+        assert first.cancelled()
+        if is_cancelled_first:
+            assert admitted == []
+        else:  # It was served before it heard of it: that is no reason to go out again.
+            assert admitted == [1]
+            assert keys_of(table.state) == [1]
+            table.acknowledge(await table.sample(1))
         await asyncio.wait_for(second, 1)
         assert keys_of(table.state) == [2]
-        await assert_nothing_is_left(table, items, taken=1)
+        await assert_nothing_is_left(table, items, taken=2 - is_cancelled_first)
 
     async def test_a_cancelled_batch_leaves_a_prefix_that_it_told(self, items: Items) -> None:
         table, admitted = Table.queue("q", 3), []
@@ -170,7 +183,7 @@ class TestInserts:
         assert [keys_of(table.state) for table in tables] == [[2], [0], [2]]
         for table in tables:
             assert table.info.waiters == ()
-            assert not table.inserters.turn.locked()
+            assert not len(table.inserters)
 
     @pytest.mark.parametrize("rounds", range(7))
     async def test_cancelling_after_any_number_of_rounds_leaves_nothing(self, items: Items, rounds: int) -> None:
@@ -189,7 +202,7 @@ class TestInserts:
         await settle()
         for table in tables:
             assert table.info.waiters == ()
-            assert not table.inserters.turn.locked()
+            assert not len(table.inserters)
             assert table.state.limiter.inserts == 1 + sum(admitted)
         assert items.held() == (len({*keys_of(tables[0].state), *keys_of(tables[1].state)}), 0)
 

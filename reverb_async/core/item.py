@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
@@ -106,6 +107,19 @@ class ItemBlock:
             tuple(view.part(start, stop) for view in self.views),
             self.nbytes[start:stop],
             None if self.episodes is None else self.episodes[start:stop],
+        )
+
+    @classmethod
+    def join(cls, blocks: Sequence[ItemBlock]) -> ItemBlock:
+        """Return the items of several blocks of one layout, all of them with episodes or all without."""
+        episodes = [block.episodes for block in blocks if block.episodes is not None]
+        return cls(
+            blocks[0].layout,
+            np.concatenate([block.keys for block in blocks]),
+            np.concatenate([block.priorities for block in blocks]),
+            tuple(Runs.join(views) for views in zip(*(block.views for block in blocks), strict=True)),
+            np.concatenate([block.nbytes for block in blocks]),
+            np.concatenate(episodes) if episodes else None,
         )
 
     def at(self, positions: NDArray[np.intp]) -> ItemBlock:

@@ -7,7 +7,11 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from reverb_async.core.storage.backing import sparse_zeros
+
 _BUCKET = 8  # cells: half a cache line
+_BLOCK_BITS = 6
+"""So many low bits of a key choose among neighbouring buckets: 64 consecutive keys fill 2 KiB, all of it."""
 _LOW_64 = 2**64 - 1
 _LOW_32 = 2**32 - 1
 _HALF = np.uint64(32)
@@ -23,8 +27,12 @@ class KeyIndex:
     It keeps no keys: the key of a slot is read from the table's own array. A key hashes to one bucket of 8 cells, which
     is looked at as a whole, so a deleted entry leaves no trace. At most a quarter of the cells is ever in use; the few
     keys that find their bucket full go to a dict, and how many is counted per bucket, so that a miss elsewhere need not
-    ask the dict. The multiplier should be random: then nobody who chooses keys can choose which ones collide. Memory is
-    taken where keys are, 20 to 36 bytes for each when the index is full.
+    ask the dict. The multiplier should be random: then nobody who chooses keys can choose which ones collide.
+
+    Keys are handed out consecutively, so a block of 64 is hashed as one: its keys go to 64 neighbouring buckets, in an
+    order of their own, no two to the same. Strangers in a bucket are of different blocks, as many as if every key were
+    hashed for itself; but pages are touched one after the other, and a large index with few keys has few pages. Memory
+    is taken where keys are, 20 to 36 bytes for each when the index is full.
 
     An entry is a slot, and above it as many bits of the hash (the *tag*) as 32 bits have room for. The lowest tag bit
     is always set, so no entry is 0, which means free. Tags tell most strangers in a bucket apart without reading their
@@ -44,12 +52,17 @@ class KeyIndex:
         self._keys = keys
         self._multiplier = multiplier & _LOW_64
         self._num_buckets = max(2, (1 << (4 * capacity - 1).bit_length()) // _BUCKET)
-        self._shift = 64 - (self._num_buckets - 1).bit_length()
+        bucket_bits = (self._num_buckets - 1).bit_length()
+        self._shift = 64 - bucket_bits
+        self._block_bits = min(_BLOCK_BITS, bucket_bits)
+        self._block_mask = (1 << self._block_bits) - 1
         self._slot_bits = max(1, (len(keys) - 1).bit_length())
         assert self._slot_bits < 32, len(keys)
         # The same numbers as NumPy scalars.
         self._multiplier_64 = np.uint64(self._multiplier)
         self._shift_64 = np.uint64(self._shift)
+        self._block_bits_64 = np.uint64(self._block_bits)
+        self._block_mask_64 = np.uint64(self._block_mask)
         self._slot_bits_32 = np.uint32(self._slot_bits)
         self._slot_mask = (1 << self._slot_bits) - 1
         self._slot_mask_32 = np.uint32(self._slot_mask)
@@ -57,7 +70,7 @@ class KeyIndex:
 
     def clear(self) -> None:
         """Forget all keys, in O(1): the arrays are replaced by fresh ones, whose memory is not touched."""
-        self._buckets = np.zeros((self._num_buckets, _BUCKET), np.uint32)
+        self._buckets: NDArray[np.uint32] = sparse_zeros((self._num_buckets, _BUCKET), np.dtype(np.uint32))
         self._cells = self._buckets.reshape(-1)
         # By slot: the cell of its entry, so that a delete need not search. Without meaning for slots not in a cell.
         place = np.int32 if len(self._cells) < 2**31 else np.int64
@@ -136,20 +149,22 @@ class KeyIndex:
     def _hash(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
         """Return the bucket of each key, and its tag where an entry has it; ``[n]`` each."""
         # Two rounds: one alone maps evenly spaced keys to few buckets under unlucky multipliers.
-        mixed = keys * self._multiplier_64
+        mixed = keys >> self._block_bits_64
+        mixed *= self._multiplier_64
         mixed ^= mixed >> _HALF
         mixed *= self._multiplier_64
         tags = mixed.astype(np.uint32)
         tags |= _ONE
         tags <<= self._slot_bits_32
         mixed >>= self._shift_64
+        mixed ^= keys & self._block_mask_64
         return mixed.view(np.int64), tags
 
     def _hash_one(self, key: int) -> tuple[int, int]:
-        mixed = key * self._multiplier & _LOW_64
+        mixed = (key >> self._block_bits) * self._multiplier & _LOW_64
         mixed ^= mixed >> 32
         mixed = mixed * self._multiplier & _LOW_64
-        return mixed >> self._shift, ((mixed | 1) << self._slot_bits) & _LOW_32
+        return mixed >> self._shift ^ key & self._block_mask, ((mixed | 1) << self._slot_bits) & _LOW_32
 
     def _find_one(self, key: int) -> int:
         bucket, tag = self._hash_one(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,6 +40,18 @@ class Runs:
         """Return the sequences ``[start:stop]``."""
         pieces = {at - start: runs for at, runs in self.pieces.items() if start <= at < stop} if self.pieces else {}
         return Runs(self.first[start:stop], self.length[start:stop], pieces)
+
+    @classmethod
+    def join(cls, parts: Sequence[Runs]) -> Runs:
+        """Return the sequences of several, one after the other."""
+        pieces: dict[int, Rows] = {}
+        start = 0
+        for part in parts:
+            pieces.update({start + at: runs for at, runs in part.pieces.items()})
+            start += len(part)
+        return cls(
+            np.concatenate([part.first for part in parts]), np.concatenate([part.length for part in parts]), pieces
+        )
 
     def uniform_length(self) -> int:
         """Return the length all sequences share, or -1."""

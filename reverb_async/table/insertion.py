@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack, ExitStack
+from itertools import islice
 
 from reverb_async.core.item import ItemBlock
 from reverb_async.errors import RateLimiterTimeout, ReplayError
+from reverb_async.table.insert_queue import MAX_SERVED, MAX_SERVED_ROWS
 from reverb_async.table.table import Notice, Table
 from reverb_async.waiting import Deadline, reported
 
@@ -35,6 +36,9 @@ def insert_now(tables: Sequence[Table], blocks: Sequence[ItemBlock]) -> bool:
 class RowInsertion:
     """Rows on their way into one or several tables; each row enters all of them in one step, and rows enter in order.
 
+    Those that wait join the queues of all tables in one step, and are served when they are the first in each: so two
+    insertions stand in the same order wherever they meet, and cannot wait for each other.
+
     Args:
         tables: distinct tables.
         blocks: one block of checked items per table, all of the same length; row `i` is item `i` of each.
@@ -47,7 +51,8 @@ class RowInsertion:
         self._admitted = admitted
         self._total = len(blocks[0])
         self._done = 0
-        self._standing = ExitStack()
+        self._error: BaseException | None = None
+        self._end: asyncio.Future[None]
 
     @property
     def remaining(self) -> int:
@@ -57,18 +62,35 @@ class RowInsertion:
     def try_now(self) -> bool:
         """Insert without waiting and without overtaking anybody; return whether all rows are in.
 
-        If not, the caller holds a place in the queues from now on: it must run `wait`, and call `leave` in the end.
+        If not, the rows stand in the queues from now on: the caller must run `wait`, and call `leave` in the end.
         """
         if not any(len(table.inserters) for table in self._tables):
             self._step()
         if not self.remaining:
             return True
+        self._end = asyncio.get_running_loop().create_future()
         for table in self._tables:
-            self._standing.enter_context(table.inserters.standing())
+            table.inserters.join(self)
+        self._tables[0].inserters.wake()  # `max_insert`, not a rate limiter, may have ended the first step.
         return False
 
+    def serve(self) -> int:
+        """Insert what the tables admit now, if it is these rows' turn; see `Waiting`."""
+        before = self.remaining
+        try:
+            for table in self._tables:
+                table.raise_if_closed()
+            if any(table.inserters.head is not self for table in self._tables):
+                return 0
+            return self._step_together(self._alike())
+        except BaseException as error:
+            self._finish(error)
+            if not isinstance(error, ReplayError):
+                raise
+            return before
+
     async def wait(self, deadline: Deadline, notice: Notice | None = None) -> None:
-        """Insert the remaining rows as the rate limiters admit them. Rows that are in stay when this ends early.
+        """Wait until all rows are in. Rows that are in stay when this ends early, the others never will be.
 
         Args:
             deadline: when to give up.
@@ -80,35 +102,86 @@ class RowInsertion:
         """
         try:
             with reported(self._refusal, notice):
-                async with deadline, AsyncExitStack() as turns:
-                    for table in sorted(self._tables, key=lambda table: table.name):  # One order for all: no deadlock.
-                        if len(table.inserters) > 1:
-                            deadline.check()
-                        await turns.enter_async_context(table.inserters.turn)
-                    while self.remaining:
-                        if not self._step():
-                            deadline.check()
-                            await self._blocking().inserters.wait()
-                        elif self.remaining:
-                            await asyncio.sleep(0)
+                async with deadline:
+                    if not self._end.done():
+                        deadline.check()
+                        await self._end
         except TimeoutError:
-            raise RateLimiterTimeout(self._refusal()) from None
+            if self.remaining and self._error is None:
+                raise RateLimiterTimeout(self._refusal()) from None
+        finally:
+            self.leave()
+        if self._error is not None:
+            raise self._error
 
     def leave(self) -> None:
         """Give up the place in the queues. Idempotent."""
-        self._standing.close()
+        for table in self._tables:
+            table.inserters.leave(self)
+
+    def _finish(self, error: BaseException | None) -> None:
+        self._error = error
+        self.leave()
+        if not self._end.done():
+            self._end.set_result(None)
 
     def _step(self) -> int:
         """Insert what all tables admit now; return how many rows."""
-        count = self.remaining
-        for table in self._tables:
-            table.raise_if_closed()
-            count = table.state.admitted_inserts(min(count, table.state.max_insert))
+        count = self._admissible(self.remaining)
         if count:
             for table, block in zip(self._tables, self._blocks, strict=True):
                 table.insert_now(block.part(self._done, self._done + count))
-            self._done += count
-            self._admitted(count)
+            self._enter(count)
+        return count
+
+    def _admissible(self, count: int) -> int:
+        for table in self._tables:
+            table.raise_if_closed()
+            count = table.state.admitted_inserts(min(count, table.state.max_insert))
+        return count
+
+    def _enter(self, count: int) -> None:
+        self._done += count
+        self._admitted(count)
+
+    def _alike(self) -> list[RowInsertion]:
+        """Return this and those right behind it whose rows can enter the only table in the same step."""
+        if len(self._tables) > 1:
+            return [self]
+        block = self._blocks[0]
+        alike: list[RowInsertion] = []
+        for other in islice(self._tables[0].inserters, MAX_SERVED):
+            if (
+                not isinstance(other, RowInsertion)
+                or len(other._tables) > 1
+                or other._blocks[0].layout is not block.layout
+                or (other._blocks[0].episodes is None) is not (block.episodes is None)
+            ):
+                break
+            alike.append(other)
+        return alike
+
+    def _step_together(self, alike: list[RowInsertion]) -> int:
+        """Do what `_step` of one after the other would do; return how many rows are in."""
+        count = self._admissible(min(MAX_SERVED_ROWS, sum(each.remaining for each in alike)))
+        if count <= self.remaining:
+            count = self._step()
+            if not self.remaining:
+                self._finish(None)
+            return count
+        shares: list[tuple[RowInsertion, int]] = []
+        left = count
+        for each in alike:
+            shares.append((each, min(left, each.remaining)))
+            left -= shares[-1][1]
+            if not left:
+                break
+        parts = [each._blocks[0].part(each._done, each._done + share) for each, share in shares]
+        self._tables[0].insert_now(ItemBlock.join(parts))
+        for each, share in shares:
+            each._enter(share)
+            if not each.remaining:
+                each._finish(None)
         return count
 
     def _blocking(self) -> Table:

@@ -22,6 +22,7 @@ from reverb_async.core.table_state import TableState
 from reverb_async.errors import InvalidArgument, RateLimiterTimeout, SignatureMismatch, TableClosed
 from reverb_async.metrics import RateMeter
 from reverb_async.table.definition import check_definition, check_size
+from reverb_async.table.insert_queue import InsertQueue
 from reverb_async.table.sample_request import SampleRequest
 from reverb_async.waiting import Deadline, Gate, reported
 
@@ -103,7 +104,7 @@ class Table:
         """Sample streams open on this table; only for messages."""
         self._open = False
         self._closed = False
-        self.inserters = Gate()
+        self.inserters = InsertQueue()
         """Where inserts wait; see `RowInsertion`."""
         self._samplers = Gate()
         self._at_head: SampleRequest | None = None
@@ -261,7 +262,7 @@ class Table:
             await self._wait_for_samples(request, deadline or Deadline(None), partial, notice)
         draw = request.draw()
         self.sampled.count(len(draw))
-        self._wake_inserters()
+        self.inserters.wake()
         return draw
 
     def sample_now(self, n: int, most: int) -> Draw | None:
@@ -289,7 +290,7 @@ class Table:
         if not whole:
             return None
         self.sampled.count(whole)
-        self._wake_inserters()
+        self.inserters.wake()
         return draw
 
     async def _wait_for_samples(
@@ -307,7 +308,7 @@ class Table:
                         self.raise_if_closed()
                         self._at_head = request
                         while not request.fill():
-                            self._wake_inserters()  # What was reserved or drawn may admit inserts.
+                            self.inserters.wake()  # What was reserved or drawn may admit inserts.
                             deadline.check()
                             await self._samplers.wait()
                             self.raise_if_closed()
@@ -329,7 +330,7 @@ class Table:
     def acknowledge(self, draw: Draw) -> None:
         """The caller's client has the items: they cannot be handed back any more."""
         self.state.acknowledge(draw)
-        self._wake_inserters()
+        self.inserters.wake()
 
     def hand_back(self, draw: Draw) -> None:
         """Undo a draw that its client did not take."""
@@ -355,7 +356,7 @@ class Table:
         self.raise_if_closed()
         result = self.state.mutate(keys, priorities, deletes)
         if result.deleted:
-            self._wake_inserters()
+            self.inserters.wake()
         return result
 
     def mutate_all(self, calls: Sequence[Mutation]) -> list[MutateResult | InvalidArgument]:
@@ -363,7 +364,7 @@ class Table:
         self.raise_if_closed()
         results = self.state.mutate_all(calls)
         if any(isinstance(result, MutateResult) and result.deleted for result in results):
-            self._wake_inserters()
+            self.inserters.wake()
         return results
 
     def reset(self) -> None:
@@ -390,7 +391,7 @@ class Table:
         self._open, self._closed = True, False
         # What has been waited for is bound to the event loop of that time.
         if not len(self.inserters):
-            self.inserters = Gate()
+            self.inserters = InsertQueue()
         if not len(self._samplers):
             self._samplers = Gate()
 
@@ -398,10 +399,6 @@ class Table:
         """End every wait with `TableClosed` and refuse new calls. Idempotent."""
         self._open, self._closed = False, True
         self._wake_all()
-
-    def _wake_inserters(self) -> None:
-        if len(self.inserters):
-            self.inserters.wake()
 
     def _wake_all(self) -> None:
         self.inserters.wake()

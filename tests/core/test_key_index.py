@@ -15,6 +15,10 @@ MULTIPLIER = 0xD6E8_FEB8_6659_FD93
 STATM = Path("/proc/self/statm")
 
 
+def resident_bytes() -> int:
+    return int(STATM.read_text().split()[1]) * mmap.PAGESIZE
+
+
 def keys_of(*keys: int) -> np.ndarray:
     return np.array(keys, np.uint64)
 
@@ -158,12 +162,21 @@ def test_an_even_multiplier_is_a_bug() -> None:
 
 @pytest.mark.skipif(not STATM.exists(), reason="needs /proc")
 def test_an_index_for_many_keys_takes_no_memory_before_they_come() -> None:
-    def resident_bytes() -> int:
-        return int(STATM.read_text().split()[1]) * mmap.PAGESIZE
-
     before = resident_bytes()
     index = KeyIndex(2**24, np.zeros(2**24, np.uint64), MULTIPLIER)
     assert index.find(np.arange(100, dtype=np.uint64)).max() == -1
     index.clear()
     assert index._cells.nbytes == 2**28
     assert resident_bytes() - before < 2**24
+
+
+@pytest.mark.skipif(not STATM.exists(), reason="needs /proc")
+def test_few_consecutive_keys_take_few_pages_of_a_large_index() -> None:
+    keys = np.arange(1 << 40, (1 << 40) + 4096, dtype=np.uint64)
+    index = KeyIndex(2**22, keys, MULTIPLIER)
+    before = resident_bytes()
+    index.insert(keys, np.arange(len(keys)))
+    assert resident_bytes() - before < 4 << 20  # of 64 MiB, all of which a page per key would be
+    per_page = mmap.PAGESIZE // index._cells.itemsize
+    assert int(index._cells.reshape(-1, per_page).any(axis=1).sum()) <= len(keys) // 64
+    assert index.find(keys[::-1]).tolist() == list(range(len(keys)))[::-1]

@@ -8,17 +8,20 @@ on the same host can map the descriptor. Elsewhere it is private memory, and sto
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import os
 import sys
 import weakref
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reverb_async.errors import ResourceExhausted
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 PAGE = mmap.PAGESIZE
 ALIGNMENT = 64
@@ -133,6 +136,26 @@ else:
 def round_up(value: int, multiple: int) -> int:
     """Return the smallest multiple of `multiple` that is at least `value`."""
     return -(-value // multiple) * multiple
+
+
+def sparse_zeros(shape: tuple[int, ...], dtype: np.dtype[Scalar]) -> NDArray[Scalar]:
+    """Return a zeroed array, written here and there, that takes no memory but the pages that are written.
+
+    NumPy asks the system for huge pages: then a few scattered entries take 2 MiB each.
+
+    Raises:
+        MemoryError: there is no address space for it.
+    """
+    if not hasattr(mmap, "MADV_NOHUGEPAGE"):
+        return np.zeros(shape, dtype)
+    size = math.prod(shape)
+    try:
+        memory = mmap.mmap(-1, max(1, size * dtype.itemsize), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"cannot reserve {size * dtype.itemsize} bytes ({error.strerror})") from error
+    with contextlib.suppress(OSError):  # a system without huge pages
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, dtype, size).reshape(shape)
 
 
 def physical_memory() -> int:
