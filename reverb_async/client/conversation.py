@@ -15,9 +15,9 @@ class Conversation(ABC):
     """Keeps a stream open from `start` on, until it is finished or fails.
 
     Whatever the caller's task says is noted in the subclass's state, followed by `poke`; `compose` is asked for it in
-    the next turn of the event loop. So a caller never waits for the network to take a message, a cancelled caller leaves
-    no half-sent one, and all that is noted in one turn of the event loop travels in one message. The sending task is
-    woken only for a message that cannot go out at once.
+    the next turn of the event loop. So a caller never waits for the network to take a message, a cancelled caller
+    leaves no half-sent one, and all that is noted in one turn of the event loop travels in one message. The sending
+    task is woken only for a message that cannot go out at once.
 
     Args:
         connector: opens the stream and owns the tasks.

@@ -126,6 +126,12 @@ class InsertSession:
         if self._speaking is None and self._idle is not None and not self._idle.done():
             self._speaking = asyncio.get_running_loop().call_soon(self._speak)
 
+    def speak_now(self) -> None:
+        """Say at once what was to be said in the next turn: whoever queued it waits for the answer."""
+        if self._speaking is not None:
+            self._speaking.cancel()
+            self._speak()
+
     def _speak(self) -> None:
         """Send what is queued without the sending task, or wake it if there is more to do than that."""
         self._speaking = None
