@@ -128,6 +128,10 @@ class InsertStream:
 
     async def _work_off(self, request: InsertRequestReader) -> None:
         """Do what a message asks for."""
+        if request.has_only_rows:
+            if (done := self._take_blocks([], request.rows())) is not None:
+                await done
+            return
         for group in request.groups():
             if group.id in self._groups or len(self._groups) >= MAX_DECLARATIONS:
                 raise InvalidArgument(f"group {group.id} is declared twice, or is one of more than {MAX_DECLARATIONS}")
@@ -353,8 +357,8 @@ class InsertStream:
             return
         self._is_sending = True
         try:
-            while (message := self._outbox.to_message()).header:
-                self._outbox = InsertResponse()
+            while self._outbox:
+                message, self._outbox = self._outbox.to_message(), InsertResponse()
                 await self._duplex.send(message)
                 self._room.set()
         finally:
