@@ -26,10 +26,23 @@ class _Pipe:
         self._changed = make_condition()
         self._ended = False
         self._broken: ReplayError | None = None
+        self._num_putting = 0
+
+    def try_put(self, message: Message) -> bool:
+        """Queue a message if there is room and nobody waits to; return whether that was done."""
+        if self._broken or self._ended or self._num_putting or len(self._messages) >= _QUEUED_MESSAGES:
+            return False
+        self._messages.append(message)
+        self._changed.notify_all()
+        return True
 
     async def put(self, message: Message) -> None:
         """Queue a message; waits while the queue is full."""
-        await self._changed.wait_for(lambda: len(self._messages) < _QUEUED_MESSAGES or self._broken or self._ended)
+        self._num_putting += 1
+        try:
+            await self._changed.wait_for(lambda: len(self._messages) < _QUEUED_MESSAGES or self._broken or self._ended)
+        finally:
+            self._num_putting -= 1
         if self._broken is not None:
             raise self._broken
         if self._ended:
@@ -70,6 +83,9 @@ class _End(Duplex):
 
     async def send(self, message: Message) -> None:
         await self._outgoing.put(message)
+
+    def try_send(self, message: Message) -> bool:
+        return self._outgoing.try_put(message)
 
     async def receive(self) -> Message | None:
         return await self._incoming.get()

@@ -14,9 +14,10 @@ from reverb_async.protocol.message import Duplex, Message
 class Conversation(ABC):
     """Keeps a stream open from `start` on, until it is finished or fails.
 
-    Whatever the caller's task says is noted in the subclass's state, followed by `poke`; the sending task asks
-    `compose` for it. So a caller never waits for the network to take a message, a cancelled caller leaves no half-sent
-    one, and all that is noted in one turn of the event loop travels in one message.
+    Whatever the caller's task says is noted in the subclass's state, followed by `poke`; `compose` is asked for it in
+    the next turn of the event loop. So a caller never waits for the network to take a message, a cancelled caller
+    leaves no half-sent one, and all that is noted in one turn of the event loop travels in one message. The sending
+    task is woken only for a message that cannot go out at once.
 
     Args:
         connector: opens the stream and owns the tasks.
@@ -36,6 +37,9 @@ class Conversation(ABC):
         self._kind: StreamKind = kind
         self._runner: asyncio.Task[None] | None = None
         self._idle: asyncio.Future[None] | None = None
+        self._duplex: Duplex | None = None
+        self._held: Message | None = None
+        self._speaking: asyncio.Handle | None = None
         self._heard = False
         self._outcome: ReplayError | None = None
 
@@ -86,7 +90,29 @@ class Conversation(ABC):
 
     def poke(self) -> None:
         """Have `compose` called soon."""
-        if self._idle is not None and not self._idle.done():
+        if self._speaking is None and self._idle is not None and not self._idle.done():
+            self._speaking = asyncio.get_running_loop().call_soon(self._speak)
+
+    def speak_now(self) -> None:
+        """Say at once what a `poke` in this turn was to say soon: nothing more will be noted before it is answered."""
+        if self._speaking is not None:
+            self._speaking.cancel()
+            self._speak()
+
+    def _speak(self) -> None:
+        """Say what there is to say without the sending task, or wake it if that would wait."""
+        self._speaking = None
+        if self._idle is None or self._idle.done():
+            return  # The task is at it, or gone.
+        assert self._duplex is not None
+        try:
+            message = self.compose()
+            if message is not None and not self._duplex.try_send(message):
+                self._held = message
+        except ReplayError as error:
+            self._idle.set_exception(error)
+            return
+        if self._held is not None or self.finishing:
             self._idle.set_result(None)
 
     async def finish(self, limit: float) -> None:
@@ -157,9 +183,10 @@ class Conversation(ABC):
                 await asyncio.wait({sending})
 
     async def _send(self, duplex: Duplex) -> None:
+        self._duplex, self._held = duplex, None
         try:
             while True:
-                message = self.compose()
+                message, self._held = self._held or self.compose(), None
                 if message is not None:
                     await duplex.send(message)
                 elif self.finishing:

@@ -233,6 +233,11 @@ class InsertRequestReader:
         self._header = message.header
         self.buffers = BufferReader(message)
 
+    @property
+    def has_only_rows(self) -> bool:
+        """Whether nothing but `rows` is to be read."""
+        return len(self._header) == 1 and "rows" in self._header
+
     def session(self) -> bytes | None:
         """Return the session's 16 bytes, if given."""
         session = self._header.get("session")
@@ -361,6 +366,10 @@ class InsertResponse:
     acks: list[tuple[int, int]] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
     waiting: str | None = None
+
+    def __bool__(self) -> bool:
+        """Return whether it says anything."""
+        return bool(self.acks or self.refused or self.applied_through is not None or self.waiting is not None)
 
     def to_message(self) -> Message:
         """Encode."""

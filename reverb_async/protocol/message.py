@@ -85,6 +85,10 @@ class Duplex(Protocol):
     async def send(self, message: Message) -> None:
         """Hand a message over; waits while the peer's window or queue is full."""
 
+    def try_send(self, message: Message) -> bool:
+        """Hand a message over if that can be done whole, at once and after all earlier ones; return whether it was."""
+        return False
+
     async def receive(self) -> Message | None:
         """Return the next message, or None once the peer has ended its side."""
 

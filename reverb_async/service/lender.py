@@ -85,6 +85,8 @@ class Lender:
         if self._over_wire:
             self._over_wire -= 1
             return None
+        if plan.nbytes < MIN_LENT_BYTES:  # at most so much would be copied; a single item shall not pay for more
+            return None
         layouts = [
             self._layouts.get(sampled.id) or _Layout.of(layout, sampled, leaves)
             for layout, (sampled, leaves) in zip(plan.layouts, declared, strict=True)

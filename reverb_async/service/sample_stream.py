@@ -159,8 +159,9 @@ class SampleStream:
                 await self._send(*lent)
             else:
                 await self._send(await self._answers.response(drawn))
-            # Neither drawing nor sending is certain to suspend; without this a fast stream would starve all others.
-            await asyncio.sleep(0)
+            if self._credits:
+                # Neither drawing nor sending is certain to suspend; without this a fast stream would starve all others.
+                await asyncio.sleep(0)
 
     def _draw_now(self) -> list[Drawn]:
         """Draw for as many credits as go into one message; nothing if the first of them has to wait."""

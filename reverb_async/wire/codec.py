@@ -28,6 +28,8 @@ _HEADER, _PAD, _BUFFER = 0x0A, 0x12, 0x1A  # field number << 3 | wire type 2 (le
 
 _UINT8 = np.dtype(np.uint8)
 
+_COPIED_BYTES = 1024
+
 
 def _padding(distance: int) -> bytes:
     """Return a `pad` field of `distance` bytes, tag and length included; one byte is impossible, so 1 means 65."""
@@ -61,7 +63,7 @@ class Encoded(NamedTuple):
 
 
 def encode(message: Message) -> Encoded:
-    """Encode a message; its buffers are not copied.
+    """Encode a message; its buffers are not copied, but for those so small that a view of them would cost more.
 
     Raises:
         InvalidArgument: the header is longer than 1 MiB, or there are more than 65,536 buffers.
@@ -84,9 +86,12 @@ def encode(message: Message) -> Encoded:
             continue
         tag = b"\x1a" + _varint(size)
         lead = _PADDINGS[-(position + len(tag)) % ALIGNMENT] + tag
-        chunks.append(lead)
-        # Through uint8: not every dtype (bfloat16, complex, str) can be cast to bytes by memoryview itself.
-        chunks.append(buffer.reshape(-1).view(np.uint8).data)
+        if size <= _COPIED_BYTES:
+            chunks.append(lead + buffer.tobytes())
+        else:
+            chunks.append(lead)
+            # Through uint8: not every dtype (bfloat16, complex, str) can be cast to bytes by memoryview itself.
+            chunks.append(buffer.reshape(-1).view(np.uint8).data)
         position += len(lead) + size
     return Encoded(chunks, position)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Coroutine
 from typing import Any
 
 import grpclib.server
@@ -10,7 +11,7 @@ import grpclib.server
 from reverb_async.errors import Unavailable
 from reverb_async.protocol.message import Message
 from reverb_async.wire.codec import Body, decode, encode
-from reverb_async.wire.http2 import Call, ReplayChannel, abort_server_stream, transport_of
+from reverb_async.wire.http2 import JOINED_BYTES, Call, ReplayChannel, abort_server_stream, transport_of
 from reverb_async.wire.parts import MAX_UNIT_BYTES, PART_BYTES, Assembler, split
 from reverb_async.wire.status import TRANSPORT_ERRORS, cause_of, from_grpc_error, status_as_errors
 
@@ -41,6 +42,8 @@ class _GrpcDuplex(abc.ABC):
             Unavailable: the peer is gone.
             ReplayError: the peer has ended the call with this error.
         """
+        if self.try_send(message):
+            return
         self._check_open()
         try:
             if message.nbytes <= PART_BYTES:
@@ -51,6 +54,17 @@ class _GrpcDuplex(abc.ABC):
         except TRANSPORT_ERRORS as error:
             self._check_open()
             raise from_grpc_error(error, self._peer) from cause_of(error)
+
+    def try_send(self, message: Message) -> bool:
+        """Hand a short message over if window and transport take it now; never waits, and raises nothing for the peer.
+
+        Returns:
+            Whether it was. Otherwise `send` it: that waits, or tells why it cannot be sent.
+
+        Raises:
+            InvalidArgument: it cannot be encoded.
+        """
+        return not self._aborted and message.nbytes <= JOINED_BYTES and self._try_send(message)
 
     async def receive(self) -> Message | None:
         """Return the next message, None once the peer has ended its side with success.
@@ -97,10 +111,13 @@ class _GrpcDuplex(abc.ABC):
             raise Unavailable("the stream was aborted")
 
     @abc.abstractmethod
+    def _try_send(self, message: Message) -> bool: ...
+
+    @abc.abstractmethod
     async def _send_part(self, part: Message) -> None: ...
 
     @abc.abstractmethod
-    async def _receive_part(self) -> Body | None: ...
+    def _receive_part(self) -> Coroutine[Any, Any, Body | None]: ...
 
     @abc.abstractmethod
     async def _end(self) -> None: ...
@@ -126,6 +143,10 @@ class GrpcServerDuplex(_GrpcDuplex):
         super().__init__("the client", Assembler(max_unit_bytes, self._transport.connection.pool))
         self._stream = stream
 
+    def _try_send(self, message: Message) -> bool:
+        # The first message goes another way: it comes after the headers.
+        return self._stream._send_message_done and self._transport.try_send_message(encode(message))
+
     # grpclib's own send_message and recv_message would do the same with several copies more.
 
     async def _send_part(self, part: Message) -> None:
@@ -134,8 +155,8 @@ class GrpcServerDuplex(_GrpcDuplex):
         await self._transport.send_message(encode(part))
         self._stream._send_message_done = True
 
-    async def _receive_part(self) -> Body | None:
-        return await self._transport.receive()
+    def _receive_part(self) -> Coroutine[Any, Any, Body | None]:
+        return self._transport.receive()
 
     async def _end(self) -> None:
         await self._stream.send_trailing_metadata()
@@ -159,11 +180,14 @@ class GrpcClientDuplex(_GrpcDuplex):
         super().__init__(address, Assembler(max_unit_bytes, call.pool))
         self._call = call
 
+    def _try_send(self, message: Message) -> bool:
+        return self._call.try_send_encoded(encode(message))
+
     async def _send_part(self, part: Message) -> None:
         await self._call.send_encoded(encode(part))
 
-    async def _receive_part(self) -> Body | None:
-        return await self._call.receive_body()
+    def _receive_part(self) -> Coroutine[Any, Any, Body | None]:
+        return self._call.receive_body()
 
     async def _end(self) -> None:
         await self._call.end()

@@ -52,6 +52,9 @@ class FlakyDuplex:
                 await asyncio.sleep(0)
             self._break()
 
+    def try_send(self, message: Message) -> bool:
+        return False
+
     async def receive(self) -> Message | None:
         message = await self._inner.receive()
         self._received += 1
@@ -158,6 +161,9 @@ class PlayedStream:
 
     async def send(self, message: Message) -> None:
         self.sent.append(message)
+
+    def try_send(self, message: Message) -> bool:
+        return False
 
     async def receive(self) -> Message | None:
         answer = await self._answers.get()

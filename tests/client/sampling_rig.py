@@ -50,6 +50,10 @@ class PlayedStream:
     async def send(self, message: Message) -> None:
         self.sent.append(message)
 
+    def try_send(self, message: Message) -> bool:
+        self.sent.append(message)
+        return True
+
     async def receive(self) -> Message | None:
         answer = await self._answers.get()
         if isinstance(answer, ReplayError):
@@ -163,6 +167,10 @@ class BreakableDuplex:
     async def send(self, message: Message) -> None:
         self._check()
         await self._inner.send(message)
+
+    def try_send(self, message: Message) -> bool:
+        self._check()
+        return self._inner.try_send(message)
 
     async def receive(self) -> Message | None:
         message = await self._inner.receive()

@@ -403,3 +403,53 @@ async def test_a_stream_that_breaks_while_sending_tells_the_reason_the_receiver_
     play.stream.answer(InvalidArgument("the reason"))
     await settle()
     assert isinstance(play.owner.failures[0], InvalidArgument)
+
+
+def take_at_once(stream):
+    """Let a stream take messages without waiting."""
+
+    def try_send(message):
+        stream.sent.append(message)
+        return True
+
+    stream.try_send = try_send
+
+
+async def test_what_is_queued_in_one_turn_goes_out_at_once_in_one_message(play: Play) -> None:
+    await play.start(1)
+    take_at_once(play.stream)
+    play.submit(2)
+    play.submit(3)
+    assert play.stream.sequences() == [(1, 1)]
+    await asyncio.sleep(0)
+    assert play.stream.sequences() == [(1, 1), (2, 2), (4, 3)]
+    number = len(play.stream.sent)
+    play.submit(4)
+    play.session.speak_now()
+    assert play.stream.sequences()[3:] == [(7, 4)]
+    play.session.speak_now()
+    await settle()
+    assert len(play.stream.sent) == number + 1
+
+
+async def test_blocks_that_cannot_go_out_at_once_are_sent_in_order(play: Play) -> None:
+    await play.start(1)
+    for _ in range(2):
+        play.submit(2)
+        play.session.speak_now()  # It is refused, and handed to the task.
+        play.submit(3)
+        await settle()
+    assert play.stream.sequences() == [(1, 1), (2, 2), (4, 3), (7, 2), (9, 3)]
+
+
+async def test_a_message_that_cannot_be_encoded_ends_the_session(play: Play) -> None:
+    await play.start(1)
+
+    def try_send(message):
+        raise InvalidArgument("too many buffers")
+
+    play.stream.try_send = try_send  # type: ignore[method-assign]
+    rows = play.submit(1)
+    await settle()
+    assert isinstance(play.session.error, InvalidArgument)
+    assert isinstance(rows.outcomes[0], InvalidArgument)

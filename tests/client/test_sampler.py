@@ -471,6 +471,7 @@ async def test_waiting_to_update_priorities_may_be_cancelled():
             stream.sent.append(message)
 
         stream.send = send
+        stream.try_send = lambda message: False
         for _ in range(2):
             await batch.update_priorities(np.ones(MAX_KEYS))
             await settle()
@@ -736,3 +737,23 @@ async def test_updating_more_than_fits_into_the_queue_ends_with_patience():
         with pytest.raises(Unavailable, match="connection refused"):
             await batch.update_priorities(np.ones(MAX_KEYS))
         server.down = None
+
+
+@pytest.mark.parametrize("takes_at_once", [True, False])
+async def test_what_a_caller_waits_for_is_asked_in_the_step_that_begins_to_wait(takes_at_once):
+    async with played() as (server, client):
+        samples = client.sample("t", prefetch=0)
+        waiting = asyncio.create_task(anext(samples))
+        stream = await next_stream(server)
+        stream.deliver(1)
+        await waiting
+        await settle()
+        stream.requests()
+        if not takes_at_once:
+            stream.try_send = lambda message: False
+        wait = anext(samples).__await__()
+        next(wait)
+        assert [request.credits for request in stream.requests()] == [1] * takes_at_once
+        await settle()
+        assert [request.credits for request in stream.requests()] == [1] * (not takes_at_once)
+        wait.close()

@@ -273,3 +273,45 @@ async def test_a_stream_that_is_unknown_to_h2_is_refused():
     del rig.h2.streams[stream_id]
     with pytest.raises(StreamClosedError):
         await stream.send_message(encoded(b"abc"))
+
+
+async def test_a_message_that_fits_goes_out_at_once_and_is_counted_as_h2_counts_it():
+    rig, stream, stream_id = await answered("fast")
+    assert stream.try_send_message(encoded(b"short", memoryview(b"er")))
+    rig.exchange()
+    assert rig.sent_data(stream_id) == message(b"shorter")
+    ours, theirs = windows(rig, stream_id)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("blocked", ["window", "transport", "long", "reset", "stock"])
+async def test_a_message_that_would_have_to_wait_is_not_tried(blocked):
+    rig, stream, stream_id = await answered("stock" if blocked == "stock" else "fast")
+    size = 1000
+    if blocked == "window":
+        settings_of(rig, {SettingCodes.INITIAL_WINDOW_SIZE: 1000})  # five bytes of prefix too small
+    elif blocked == "transport":
+        rig.protocol.pause_writing()
+    elif blocked == "long":
+        size = JOINED_BYTES
+    elif blocked == "reset":
+        rig.peer.reset_stream(stream_id)
+        rig.exchange()
+    rig.exchange()
+    assert not stream.try_send_message(encoded(bytes(size)))
+    rig.exchange()
+    assert rig.sent_data(stream_id) == b""
+
+
+async def test_no_message_overtakes_one_that_waits_or_goes_between_its_frames():
+    rig, stream, stream_id = await answered("fast")
+    sending = [asyncio.ensure_future(stream.send_message(encoded(bytes([n]) * 60_000))) for n in (1, 2)]
+    while not all(task.done() for task in sending):
+        await settle(3)
+        if not all(task.done() for task in sending):
+            assert not stream.try_send_message(encoded(b"x"))
+        rig.exchange()
+        read_by_peer(rig, 10_000)
+    assert stream.try_send_message(encoded(b"x"))
+    rig.exchange()
+    assert rig.sent_data(stream_id) == message(b"\1" * 60_000) + message(b"\2" * 60_000) + message(b"x")

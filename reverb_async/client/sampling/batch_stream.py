@@ -101,6 +101,7 @@ class BatchStream(Conversation):
         self._expired = False
         self._timer: asyncio.TimerHandle | None = None
         self._silence: asyncio.TimerHandle | None = None
+        self._waiting_since = 0.0
         self._noticed_at = 0.0
 
     # -- the caller's side --------------------------------------------------------------------------------------------
@@ -232,6 +233,7 @@ class BatchStream(Conversation):
             self._depart_at_last()
 
     def _depart_at_last(self) -> None:
+        self._stop_reporting()
         self._ready.clear()
         self._room.set()
 
@@ -261,12 +263,15 @@ class BatchStream(Conversation):
         """Wait until something has changed for the caller; raises the error if that is what happened."""
         loop = asyncio.get_running_loop()
         self._waiter = loop.create_future()
-        self._timeout, self._expired, self._noticed_at = timeout, False, loop.time()
-        self._silence = loop.call_later(_SILENCE_S, self._report_silence, loop, _SILENCE_S)
+        self._timeout, self._expired = timeout, False
+        self._waiting_since = self._noticed_at = loop.time()
+        if self._silence is None:  # It outlives the wait: few are long, and a timer for each would cost them all.
+            self._silence = loop.call_later(_SILENCE_S, self._report_silence, loop, self._waiting_since, _SILENCE_S)
         if timeout is not None and timeout > 0:
             self._timer = loop.call_later(timeout, self._expire)
         elif timeout is not None:
             self._expire()
+        self.speak_now()
         try:
             error = await self._waiter
             if error is not None:
@@ -274,10 +279,11 @@ class BatchStream(Conversation):
         finally:
             self._waiter = None
             self._expired = False
-            for timer in (self._silence, self._timer):
-                if timer is not None:
-                    timer.cancel()
-            self._silence = self._timer = None
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            if loop.time() - self._waiting_since >= _SILENCE_S:  # The timer is set for this wait, and far ahead.
+                self._stop_reporting()
 
     def _wake(self, error: ReplayError | None) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -300,12 +306,24 @@ class BatchStream(Conversation):
             DeadlineExceeded(f"{self.name}: {self.connector.address} did not answer within {self._timeout:g} s{why}")
         )
 
-    def _report_silence(self, loop: asyncio.AbstractEventLoop, interval: float) -> None:
-        """Warn of a server that does not even say what it waits for."""
+    def _report_silence(self, loop: asyncio.AbstractEventLoop, waiting_since: float, interval: float) -> None:
+        """Warn of a server that does not even say what it waits for, if the same caller waits still."""
+        self._silence = None
+        if self._waiter is None:
+            return
+        if waiting_since != self._waiting_since:
+            left = max(0.0, self._waiting_since + _SILENCE_S - loop.time())
+            self._silence = loop.call_later(left, self._report_silence, loop, self._waiting_since, _SILENCE_S)
+            return
         silent_for = loop.time() - self._noticed_at
         if self.connected and silent_for >= interval:
             logger.warning("%s: nothing heard from %s for %.0f s", self.name, self.connector.address, silent_for)
-        self._silence = loop.call_later(2 * interval, self._report_silence, loop, 2 * interval)
+        self._silence = loop.call_later(2 * interval, self._report_silence, loop, waiting_since, 2 * interval)
+
+    def _stop_reporting(self) -> None:
+        if self._silence is not None:
+            self._silence.cancel()
+            self._silence = None
 
     # -- the stream's side --------------------------------------------------------------------------------------------
 

@@ -94,6 +94,9 @@ class InsertSession:
         self._pause = 0.0
         self._is_awake = False
         self._idle: asyncio.Future[None] | None = None
+        self._duplex: Duplex | None = None
+        self._held: Message | None = None
+        self._speaking: asyncio.Handle | None = None
         self._releasing: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -120,8 +123,32 @@ class InsertSession:
     def wake(self) -> None:
         """Say in the next turn of the loop what there is to say."""
         self._is_awake = True
-        if self._idle is not None and not self._idle.done():
-            self._idle.set_result(None)
+        if self._speaking is None and self._idle is not None and not self._idle.done():
+            self._speaking = asyncio.get_running_loop().call_soon(self._speak)
+
+    def speak_now(self) -> None:
+        """Say at once what was to be said in the next turn: whoever queued it waits for the answer."""
+        if self._speaking is not None:
+            self._speaking.cancel()
+            self._speak()
+
+    def _speak(self) -> None:
+        """Send what is queued without the sending task, or wake it if there is more to do than that."""
+        self._speaking = None
+        if self._idle is None or self._idle.done():
+            return  # The task is at it, or gone.
+        if self._duplex is not None:
+            try:
+                message = self._next_message()
+                if message is not None and not self._duplex.try_send(message):
+                    self._held = message
+            except BaseException as error:
+                self._idle.set_exception(error)  # The task is to end of it, and with it the session.
+                return
+            if not (self._held or self._unsent or self._resend or self._cancel or self._has_served()):
+                self._is_awake = False
+                return
+        self._idle.set_result(None)
 
     def withdraw(self, block: Block, error: ReplayError) -> None:
         """Give a block up. What the server cannot have is settled with `error` now, the rest with its answer."""
@@ -200,6 +227,7 @@ class InsertSession:
         try:
             if await self._greet(duplex):
                 self._pause = 0.0
+                self._duplex = duplex
                 await self._exchange(duplex)
         except Unavailable as error:
             self._stream = None
@@ -210,7 +238,7 @@ class InsertSession:
                 logger.info("the insert stream of %s to %s was lost: %s", self._name, self._connection.address, error)
         finally:
             duplex.abort()
-            self._stream = None
+            self._stream = self._duplex = self._held = None
             self._cancel.clear()
             self._forget_release()
 
@@ -252,7 +280,8 @@ class InsertSession:
 
     async def _send(self, duplex: Duplex) -> None:
         while True:
-            while (message := self._next_message()) is not None:
+            while (message := self._held or self._next_message()) is not None:
+                self._held = None
                 try:
                     await duplex.send(message)
                 except Unavailable:

@@ -263,6 +263,7 @@ class ItemQueue:
         """
         seen = self._interruptions
         if self.error is None and self.in_flight > at_most:
+            self.session.speak_now()
             await self._changed.wait_for(
                 lambda: self.error is not None or self.in_flight <= at_most or self._interruptions != seen
             )

@@ -130,6 +130,11 @@ class Call:
             raise
         self._ended = end
 
+    def try_send_encoded(self, message: Encoded) -> bool:
+        """Send a message if all of it can go out now; return whether it did."""
+        assert not self._ended
+        return self._stream.try_send_message(message)
+
     async def receive(self, message_type: type) -> Any:
         """Return the next message, None once the server has ended the call with success. Cancelling loses nothing.
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import struct
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 import grpclib.protocol
 from h2.exceptions import ProtocolError, StreamClosedError
@@ -42,6 +43,8 @@ class FastStream(Stream):
     buffer: MessageBuffer  # type: ignore[assignment]
 
     _body: Body | None = None
+    _num_sending = 0
+    """Calls of `_send` that have not returned: no other message may overtake theirs, or go out between their frames."""
 
     def init_stream(self, stream_id: int, connection: grpclib.protocol.Connection) -> None:
         """Take an id, and with it a buffer."""
@@ -57,13 +60,13 @@ class FastStream(Stream):
         h2_stream = self._h2_connection.streams.get(self.id)
         return 0 if h2_stream is None else h2_stream._inbound_window_manager.max_window_size
 
-    async def receive(self) -> Body | None:
+    def receive(self) -> Coroutine[Any, Any, Body | None]:
         """Return the next message's body, None at the end of the stream. Cancelling loses nothing.
 
         Raises:
             GRPCError: the message is too long, compressed, or cut off by the end of the stream.
         """
-        return await self.buffer.message()
+        return self.buffer.message()
 
     async def recv_data(self, size: int) -> bytes:
         """Return a message's prefix or, called next, its body: for those who read as grpclib does."""
@@ -82,6 +85,40 @@ class FastStream(Stream):
         size = PREFIX_BYTES + message.nbytes
         await self._send([message_prefix(message.nbytes), *message.chunks], size, end_stream)
 
+    def try_send_message(self, message: Encoded) -> bool:
+        """Send a short message if window and transport take all of it now; return whether they did."""
+        assert self.id is not None
+        size = PREFIX_BYTES + message.nbytes
+        h2_connection, connection = self._h2_connection, self.connection
+        if (
+            self._num_sending
+            or size > JOINED_BYTES
+            or self.terminated is not None
+            or not connection.write_ready.is_set()
+            or connection.is_closing()
+        ):
+            return False
+        h2_stream = h2_connection.streams.get(self.id)
+        if (
+            h2_stream is None
+            or h2_stream.state_machine.state not in _SENDING
+            or size > h2_stream.outbound_flow_control_window
+            or size > h2_connection.outbound_flow_control_window
+            or size > h2_connection.max_outbound_frame_size
+        ):
+            return False
+        header = FRAME_HEADER.pack(size >> 8, size & 0xFF, 0, 0, self.id)
+        self._transport.write(b"".join([header, message_prefix(message.nbytes), *message.chunks]))
+        h2_stream.outbound_flow_control_window -= size
+        h2_connection.outbound_flow_control_window -= size
+        self._count_sent(size)
+        return True
+
+    def _count_sent(self, size: int) -> None:
+        self.data_sent += size
+        self.connection.data_sent += size
+        self.connection.data_send_process()
+
     async def send_data(self, data: bytes, end_stream: bool = False) -> None:
         """Send all of `data`; waits for the peer's window and the transport."""
         if data:
@@ -94,6 +131,7 @@ class FastStream(Stream):
         h2_connection, connection = self._h2_connection, self.connection
         pieces: _Pieces | None = None
         left = size
+        self._num_sending += 1
         try:
             while left:
                 if not connection.write_ready.is_set() or self.terminated is not None or connection.is_closing():
@@ -118,11 +156,10 @@ class FastStream(Stream):
                 h2_stream.outbound_flow_control_window -= frame
                 left -= frame
         finally:
+            self._num_sending -= 1
             if 0 < left < size:
                 self.abort("a message was cut short")
-        self.data_sent += size
-        connection.data_sent += size
-        connection.data_send_process()
+        self._count_sent(size)
         if end_stream:
             h2_connection.end_stream(self.id)
             connection.flush()

@@ -169,6 +169,10 @@ class Stream(grpclib.protocol.Stream):
         """Send a message; waits for the peer's window and the transport. Cancelling may break the stream."""
         await self.send_data(message_prefix(message.nbytes) + message.join(), end_stream)
 
+    def try_send_message(self, message: Encoded) -> bool:
+        """Send a message if all of it can go out now, in one frame; return whether it did."""
+        return False
+
     async def send_data(self, data: bytes, end_stream: bool = False) -> None:
         """Send all of `data`; waits for the peer's window and the transport."""
         assert self.id is not None
