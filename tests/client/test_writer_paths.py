@@ -244,7 +244,10 @@ TWO_SIGNATURES: Program = [
 @example(program=TWO_SIGNATURES)
 @settings(max_examples=150, deadline=None)
 def test_what_is_remembered_changes_nothing(program: Program) -> None:
-    with patch("reverb_async.client.writing.columns._SLACK_BYTES", 1):  # so that rows are moved often
+    with (
+        patch("reverb_async.client.writing.columns._SLACK_BYTES", 1),  # so that rows are moved often
+        patch("reverb_async.client.writing.insert_session._RELEASE_S", 60.0),  # so that no clock decides what is sent
+    ):
         remembering = asyncio.run(run(program, nothing))
         with patch.object(ColumnBuffer, "_takes", return_value=False):
             anew = asyncio.run(run(program, forget_everything))
