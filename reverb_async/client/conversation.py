@@ -106,9 +106,9 @@ class Conversation(ABC):
             return  # The task is at it, or gone.
         assert self._duplex is not None
         try:
-            message = self.compose()
-            if message is not None and not self._duplex.try_send(message):
-                self._held = message
+            while self._held is None and (message := self.compose()) is not None:
+                if not self._duplex.try_send(message):
+                    self._held = message
         except ReplayError as error:
             self._idle.set_exception(error)
             return

@@ -325,3 +325,19 @@ async def test_calls_queued_together_are_packed_into_bounded_messages():
     del calls[1]
     assert [(await call).updated for call in calls] == numbers
     await connector.close()
+
+
+async def test_all_calls_of_a_moment_go_out_though_they_need_several_messages():
+    server = PlayedServer()
+    connector = server.connector()
+    stream = UpdateStream(connector)
+    first = update(stream, 0)
+    await settle()
+    (played,) = server.streams
+    calls = [first, *[update(stream, *range(400)) for _ in range(5)]]  # Now the stream stands idle.
+    await settle()
+    packed = [[len(request.keys) for request in unpack(message)] for message in played.sent]
+    assert packed == [[1], [400, 400], [400, 400], [400]]
+    played.answer(UpdateResponse([(request.seq, MutateResult(1, 0, 0)) for request in requests(played)]))
+    assert [(await call).updated for call in calls] == [1] * 6
+    await connector.close()
