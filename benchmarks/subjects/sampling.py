@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +18,8 @@ from reverb_async.core.gather import GatherPlan
 
 FRAMES = 5_000
 LARGE_ITEMS = 24
+AHEAD = 8
+"""Batches prefetched where both sides are tuned: dm-reverb's dataset keeps up to hundreds of items in flight."""
 IN_PROCESS_ITEMS = 1_000_000
 
 
@@ -26,19 +30,20 @@ async def sampling(
     items: int = ITEMS,
     batch_size: int = BATCH,
     item_bytes: int = SMALL_BYTES,
+    **options: Any,
 ) -> Work:
     """Fill the table and return the sampling of batches, which are dropped at once."""
     client = session.client
     await fill(client, items, make)
-    return lambda seconds: sample_for(client, seconds, batch_size, item_bytes=item_bytes)
+    return lambda seconds: sample_for(client, seconds, batch_size, item_bytes=item_bytes, **options)
 
 
-async def sampling_and_updating(session: Session) -> Work:
+async def sampling_and_updating(session: Session, **options: Any) -> Work:
     """Sample batches, as above, and give every item of each a new priority."""
     client = session.client
     await fill(client)
     priorities = np.random.default_rng(1).random(BATCH) + 0.1
-    return lambda seconds: sample_for(client, seconds, item_bytes=SMALL_BYTES, priorities=priorities)
+    return lambda seconds: sample_for(client, seconds, item_bytes=SMALL_BYTES, priorities=priorities, **options)
 
 
 def large(rng: np.random.Generator, n: int) -> Columns:
@@ -83,16 +88,49 @@ _SMALL = {"batch": BATCH, "payload_bytes": SMALL_BYTES, "items": ITEMS}
 _FRAMES = {"batch": BATCH, "payload_bytes": FRAME_BYTES, "items": FRAMES}
 _frames = partial(sampling, make=frames, items=FRAMES, item_bytes=FRAME_BYTES)
 
+
+def _one_learner(
+    name: str, title: str, table: str, work: Callable[..., Awaitable[Work]], target: float, peer: str, ratio: float
+) -> tuple[Subject, Subject]:
+    """Return the subject with the defaults of both sides, and the one with batches prefetched, both sides tuned."""
+    tuned = PeerWork("dm-reverb", peer, ratio)
+    untuned = PeerWork("dm-reverb", f"{peer}_defaults", ratio)
+    roles, ahead = (Role(work),), (Role(partial(work, prefetch=AHEAD)),)
+    sizes = _SMALL | {"prefetch": AHEAD}
+    title_ahead = f"the same with prefetch={AHEAD}"
+    return (
+        Subject(name, title, ITEMS_PER_S, target, (table,), roles, _SMALL, peers=(tuned, untuned)),
+        Subject(f"{name}-ahead", title_ahead, ITEMS_PER_S, target, (table,), ahead, sizes, peers=(tuned,)),
+    )
+
+
 SUBJECTS = (
-    Subject(
+    *_one_learner(
         "sample-uniform",
         "sample_batches(256), small, Uniform, one learner, TCP",
-        ITEMS_PER_S,
+        UNIFORM,
+        sampling,
         1_000_000,
-        (UNIFORM,),
-        (Role(sampling),),
-        _SMALL,
-        peers=(PeerWork("dm-reverb", "dataset_uniform", 24.0), PeerWork("dm-reverb", "dataset_uniform_defaults", 24.0)),
+        "dataset_uniform",
+        24.0,
+    ),
+    *_one_learner(
+        "sample-prioritized",
+        "sample_batches(256), small, Prioritized(0.6), one learner, TCP",
+        PRIORITIZED,
+        sampling,
+        750_000,
+        "dataset_prioritized",
+        20.0,
+    ),
+    *_one_learner(
+        "sample-update",
+        "sample_batches(256) + update_priorities of every batch, small, Prioritized(0.6), TCP",
+        PRIORITIZED,
+        sampling_and_updating,
+        400_000,
+        "dataset_update",
+        10.0,
     ),
     Subject(
         "sample-two-learners",
@@ -103,29 +141,6 @@ SUBJECTS = (
         (Role(sampling, 2),),
         _SMALL | {"learners": 2},
         peers=(PeerWork("dm-reverb", "dataset_uniform", processes=2),),
-    ),
-    Subject(
-        "sample-prioritized",
-        "sample_batches(256), small, Prioritized(0.6), one learner, TCP",
-        ITEMS_PER_S,
-        750_000,
-        (PRIORITIZED,),
-        (Role(sampling),),
-        _SMALL,
-        peers=(
-            PeerWork("dm-reverb", "dataset_prioritized", 20.0),
-            PeerWork("dm-reverb", "dataset_prioritized_defaults", 20.0),
-        ),
-    ),
-    Subject(
-        "sample-update",
-        "sample_batches(256) + update_priorities of every batch, small, Prioritized(0.6), TCP",
-        ITEMS_PER_S,
-        400_000,
-        (PRIORITIZED,),
-        (Role(sampling_and_updating),),
-        _SMALL,
-        peers=(PeerWork("dm-reverb", "dataset_update", 10.0), PeerWork("dm-reverb", "dataset_update_defaults", 10.0)),
     ),
     Subject(
         "in-process-sample",
