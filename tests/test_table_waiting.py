@@ -217,7 +217,7 @@ class TestTimeouts:
         await asyncio.sleep(0)  # the first one is through, the second one has the turn but has not run
         with pytest.raises(RateLimiterTimeout):
             await asyncio.wait_for(table.sample(1, deadline=Deadline(0)), 1)
-        assert first.done()
+        await asyncio.wait_for(first, 1)
         second.cancel()
         await settle()
         await items.insert(table, [1])
@@ -227,7 +227,7 @@ class TestTimeouts:
         await asyncio.sleep(0)
         with pytest.raises(RateLimiterTimeout):
             await asyncio.wait_for(items.insert(table, [4], timeout=0), 1)
-        assert one.done()
+        await asyncio.wait_for(one, 1)
         two.cancel()
 
     async def test_time_runs_from_the_call_also_for_those_behind(
