@@ -10,7 +10,7 @@ from reverb_async.core.item import ItemBlock
 from reverb_async.errors import RateLimiterTimeout, ReplayError
 from reverb_async.table.insert_queue import MAX_SERVED, MAX_SERVED_ROWS
 from reverb_async.table.table import Notice, Table
-from reverb_async.waiting import Deadline, reported
+from reverb_async.waiting import Deadline, make_condition, reported
 
 
 def insert_now(tables: Sequence[Table], blocks: Sequence[ItemBlock]) -> bool:
@@ -52,7 +52,8 @@ class RowInsertion:
         self._total = len(blocks[0])
         self._done = 0
         self._error: BaseException | None = None
-        self._end: asyncio.Future[None]
+        self._is_over = False
+        self._changed: asyncio.Condition
 
     @property
     def remaining(self) -> int:
@@ -68,7 +69,7 @@ class RowInsertion:
             self._step()
         if not self.remaining:
             return True
-        self._end = asyncio.get_running_loop().create_future()
+        self._changed = make_condition()
         for table in self._tables:
             table.inserters.join(self)
         self._tables[0].inserters.wake()  # `max_insert`, not a rate limiter, may have ended the first step.
@@ -103,9 +104,9 @@ class RowInsertion:
         try:
             with reported(self._refusal, notice):
                 async with deadline:
-                    if not self._end.done():
+                    while not self._is_over:
                         deadline.check()
-                        await self._end
+                        await self._changed.wait()
         except TimeoutError:
             if self.remaining and self._error is None:
                 raise RateLimiterTimeout(self._refusal()) from None
@@ -121,9 +122,9 @@ class RowInsertion:
 
     def _finish(self, error: BaseException | None) -> None:
         self._error = error
+        self._is_over = True
         self.leave()
-        if not self._end.done():
-            self._end.set_result(None)
+        self._changed.notify_all()
 
     def _step(self) -> int:
         """Insert what all tables admit now; return how many rows."""
