@@ -101,10 +101,13 @@ async def learning_alike(session: Session) -> Work:
 
 
 async def watching(session: Session) -> Work:
-    """Look at the rate limiter's counts once, at the end of a round."""
+    """Look at the rate limiter's counts once in a round, while all are at work.
+
+    Not at its end: learners who leave hand back what they have prefetched, which then counts as never sampled.
+    """
 
     async def work(seconds: float) -> Tally:
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(0.8 * seconds)
         limiter = (await session.client.server_info())[TABLE].rate_limiter_info
         counts = limiter.insert_stats.completed, limiter.sample_stats.completed
         return Tally(details={"inserts": counts[0], "samples": counts[1]})
