@@ -84,9 +84,8 @@ class SampleStream:
                     self._work_off(request)
                     if self._ending:
                         break
-                    if self._credits and not self._answering and self._answer_now():
-                        # Receiving need not suspend either; without this a fast stream would starve all others.
-                        await asyncio.sleep(0)
+                    if self._credits and not self._answering:
+                        self._answer_now()
                     message = await self._duplex.receive()
                     if message is None:
                         break
@@ -135,21 +134,19 @@ class SampleStream:
         await asyncio.wait({answering}, timeout=_FAREWELL_S)
         answering.cancel()
 
-    def _answer_now(self) -> bool:
+    def _answer_now(self) -> None:
         """Send one message in the step that has read its request; what has to wait, and the rest, is for the task.
 
-        Returns:
-            Whether that was all.
+        If more requests are there already, all is for the task: it answers several together, and gives way to other
+        streams, while receiving would go on without.
         """
-        drawn = self._draw_now()
-        if drawn:
+        if not self._duplex.has_unread and (drawn := self._draw_now()):
             self._begun = self._begin(drawn)
             if isinstance(self._begun, Message) and not self._sending.locked() and self._duplex.try_send(self._begun):
                 self._begun = None
         if self._begun is not None or self._credits:
             self._answering = True
             self._asked.set()
-        return not self._answering
 
     async def _answer(self, tasks: asyncio.TaskGroup) -> None:
         """Answer credits, one batch each, in order, as far as `_answer_now` has not."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -25,10 +25,12 @@ class Line:
 
     Attributes:
         taken: what was sent, and by which task.
+        refused: called when `try_send` takes nothing.
     """
 
     def __init__(self, log: list[Line]) -> None:
         self.taken: list[tuple[SampleResponse, asyncio.Task[Any] | None]] = []
+        self.refused: Callable[[], None] = lambda: None
         self._log = log
         self._reader = SampleResponseReader()
         self._requests: asyncio.Queue[Message | None] = asyncio.Queue()
@@ -52,6 +54,10 @@ class Line:
 
     # -- what the stream calls ----------------------------------------------------------------------------------------
 
+    @property
+    def has_unread(self) -> bool:
+        return not self._requests.empty()
+
     async def receive(self) -> Message | None:
         return await self._requests.get()
 
@@ -59,6 +65,8 @@ class Line:
         if self._free.is_set():
             self.taken.append((self._reader.read(message), asyncio.current_task()))
             self._log.append(self)
+        else:
+            self.refused()
         return self._free.is_set()
 
     async def send(self, message: Message) -> None:
@@ -156,10 +164,17 @@ async def test_what_was_drawn_and_not_taken_goes_back_when_the_client_leaves() -
         line, stream = rig.open()
         await settle()
         line.block()
+        seen: list[tuple[int, int]] = []
+
+        def leave() -> None:
+            seen.append((rig.samples, rig.table.info.current_size))
+            line.leave()
+
+        line.refused = leave
         line.ask(credits=1)
-        line.leave()
         await stream
-        assert (rig.samples, rig.table.info.current_size, line.seqs()) == (0, 10, [])
+        assert (seen, line.seqs()) == ([(1, 9)], [])
+        assert (rig.samples, rig.table.info.current_size) == (0, 10)
 
 
 async def test_what_was_drawn_and_not_taken_goes_back_when_the_stream_is_cancelled() -> None:
@@ -215,7 +230,7 @@ async def test_a_stream_with_many_requests_at_once_does_not_keep_another_waiting
         slow, slow_stream = rig.open()
         await settle()
         for _ in range(1000):
-            fast.ask(credits=1)
+            fast.ask(credits=1)  # Together 1: a message each.
         slow.ask(credits=1)
         slow.ask(credits=1)
         await until(lambda: len(rig.log) == 1002)
