@@ -10,7 +10,7 @@ import pytest
 from helpers import settle
 from insert_rig import PlayedServer, PlayedStream
 
-from reverb_async.client.writing.insert_session import _MAX_DECLARED, InsertSession
+from reverb_async.client.writing.insert_session import _MAX_DECLARED, MAX_IN_FLIGHT, InsertSession
 from reverb_async.client.writing.outgoing import Block, Outgoing, RowGroup, SentLayout
 from reverb_async.core.nest import flatten
 from reverb_async.core.spec import ArraySpec
@@ -142,7 +142,8 @@ async def test_what_is_queued_in_one_turn_goes_out_in_one_message_with_consecuti
     assert [block.admitted for block in blocks] == [[0, 1], [0, 1, 2], [0]]
 
 
-async def test_a_message_takes_no_more_blocks_once_it_is_large(play: Play) -> None:
+async def test_a_message_takes_no_more_blocks_once_it_is_large(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reverb_async.client.writing.insert_session.MAX_IN_FLIGHT", 1 << 30)
     for _ in range(3):
         play.submit(400_000)
     await settle()
@@ -240,6 +241,33 @@ async def test_a_block_that_was_sent_is_withdrawn_when_the_server_says_so(play: 
     await play.refuse(2, 3, RateLimiterTimeout("needs more samples"))
     assert rows.admitted == [0]
     assert len(rows.outcomes) == 4
+
+
+async def test_blocks_wait_while_very_many_items_are_in_flight_and_those_can_be_withdrawn(play: Play) -> None:
+    rows = await play.start(MAX_IN_FLIGHT - 1)
+    over, held, kept = play.submit(2), play.submit(1), play.submit(3)
+    await settle()
+    assert play.stream.sequences() == [(1, MAX_IN_FLIGHT - 1), (MAX_IN_FLIGHT, 2)]
+    play.session.withdraw(held, RateLimiterTimeout("withdrawn"))
+    assert len(held.outcomes) == 1
+    play.session.withdraw(over, RateLimiterTimeout("withdrawn"))
+    await settle()
+    assert InsertRequestReader(play.stream.sent[-1]).cancel() == [MAX_IN_FLIGHT]
+    await play.ack(1, 2)
+    assert play.stream.sequences()[2:] == [(MAX_IN_FLIGHT + 2, 3)]
+    assert rows.admitted == [0, 1]
+    assert not kept.outcomes
+
+
+async def test_the_limit_on_items_in_flight_holds_across_reconnects(play: Play) -> None:
+    await play.start(MAX_IN_FLIGHT)
+    play.submit(1)
+    await play.lose()
+    play.stream.greet(applied_through=0)
+    await settle()
+    assert play.stream.sequences() == [(1, MAX_IN_FLIGHT)]
+    await play.refuse(1, MAX_IN_FLIGHT, RateLimiterTimeout("no room"))
+    assert play.stream.sequences()[1:] == [(MAX_IN_FLIGHT + 1, 1)]
 
 
 async def test_what_a_refusal_separated_is_withdrawn_too(play: Play) -> None:

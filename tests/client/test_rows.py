@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from helpers import settle
 from insert_rig import Rig
 
 from reverb_async.client.writing.copies import Copies
@@ -428,6 +429,21 @@ async def test_a_cancelled_call_leaves_nothing_behind_and_takes_nobody_along() -
         assert sorted([int(data) for data in await rig.data("t", 4)]) == [0, 1, 3, 5]
         await asyncio.gather(calls[0], calls[2], calls[4])
         await asyncio.sleep(0.01)
+        assert size(rig) == 0
+
+
+async def test_a_call_is_withdrawn_however_many_rows_of_the_client_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reverb_async.client.writing.rows.CLOSE_S", 60.0)  # Giving up unheard would take a minute.
+    async with Rig(queue(size=1)) as rig:
+        await rig.rows.insert(0, {"t": 1.0})
+        calls = [asyncio.create_task(rig.rows.insert_batch(np.arange(30_000), {"t": 1.0})) for _ in range(4)]
+        one = asyncio.create_task(rig.rows.insert(1, {"t": 1.0}))
+        for _ in range(10):
+            await settle()
+        for call in (one, *calls):
+            call.cancel()
+        await asyncio.wait_for(asyncio.gather(*calls, one, return_exceptions=True), 20)
+        assert [int(data) for data in await rig.data("t", 1)] == [0]
         assert size(rig) == 0
 
 

@@ -25,6 +25,10 @@ logger = logging.getLogger("reverb_async")
 CLOSE_S = 1.0
 """Closing waits no longer than this for the server."""
 
+MAX_IN_FLIGHT = 32_768
+"""Items that are sent and not settled, to within a block. A server that holds twice as many waiting ones does not read
+on, not even to learn which are withdrawn: what is beyond waits here, where it can be withdrawn at once."""
+
 _MAX_DECLARED = 3500
 """A stream that declared so many groups or layouts makes way for a new one: servers keep 4096."""
 _RELEASE_S = 0.05
@@ -145,7 +149,7 @@ class InsertSession:
             except BaseException as error:
                 self._idle.set_exception(error)  # The task is to end of it, and with it the session.
                 return
-            if not (self._held or self._unsent or self._resend or self._cancel or self._has_served()):
+            if not (self._held or self._has_more() or self._has_served()):
                 self._is_awake = False
                 return
         self._idle.set_result(None)
@@ -287,13 +291,21 @@ class InsertSession:
                 except Unavailable:
                     await asyncio.sleep(CLOSE_S)  # The receiving side may learn why, and then ends this wait.
                     raise
-                if not (self._unsent or self._resend or self._cancel):
+                if not self._has_more():
                     break
                 await asyncio.sleep(0)
             if self._has_served():
                 await duplex.end()
                 return
             await self._woken()
+
+    def _may_send(self) -> bool:
+        """Whether a block can go out that has not been sent."""
+        return bool(self._unsent) and self._declared < _MAX_DECLARED and self._sent.num_items < MAX_IN_FLIGHT
+
+    def _has_more(self) -> bool:
+        """Whether there is more to say now."""
+        return bool(self._resend or self._cancel) or self._may_send()
 
     def _has_served(self) -> bool:
         if self._declared >= _MAX_DECLARED:
@@ -308,7 +320,7 @@ class InsertSession:
             stretch.write(out)
             if stretch.withdrawn is not None:
                 out.cancel.append(stretch.seq)
-        while self._unsent and not out.is_full and self._declared < _MAX_DECLARED:
+        while self._may_send() and not out.is_full:
             block = self._unsent.popleft()
             block.sealed = True
             self._sent.add(block).write(out)
@@ -334,7 +346,7 @@ class InsertSession:
             self._cancel += self._sent.settle(refusal.seq, refusal.count, from_map(described))
         for seq, count in answer.acks:
             self._sent.settle(seq, count, None)
-        if self._cancel:
+        if self._cancel or self._may_send():
             self.wake()
         if not self._sent:
             if self._closing or self._declared >= _MAX_DECLARED:

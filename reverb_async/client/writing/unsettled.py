@@ -36,9 +36,14 @@ class Stretch:
 
 
 class Unsettled:
-    """Stretches by number. Numbers are consecutive, from 1."""
+    """Stretches by number. Numbers are consecutive, from 1.
+
+    Attributes:
+        num_items: how many items they are.
+    """
 
     def __init__(self) -> None:
+        self.num_items = 0
         self._stretches: dict[int, Stretch] = {}
         self._next_seq = 1
 
@@ -52,18 +57,20 @@ class Unsettled:
     @property
     def settled(self) -> int:
         """How many numbers were given to items that are settled."""
-        return self._next_seq - 1 - sum(map(len, self._stretches.values()))
+        return self._next_seq - 1 - self.num_items
 
     def add(self, block: Block) -> Stretch:
         """Number the items of a block."""
         stretch = Stretch(block, 0, len(block), self._next_seq)
         self._stretches[stretch.seq] = stretch
         self._next_seq += len(block)
+        self.num_items += len(block)
         return stretch
 
     def remove(self, stretch: Stretch, error: ReplayError) -> None:
         """Settle a stretch."""
         del self._stretches[stretch.seq]
+        self.num_items -= len(stretch)
         stretch.block.settled(stretch.start, stretch.stop, error)
 
     def number_anew(self) -> None:
@@ -109,6 +116,7 @@ class Unsettled:
     def _cut_out(self, stretch: Stretch, start: int, stop: int) -> Stretch | None:
         """Take items ``[start:stop]`` out of a stretch, which keeps those before; return a stretch of those behind."""
         del self._stretches[stretch.seq]
+        self.num_items -= stop - start
         rest = None
         if stop < stretch.stop:
             rest = Stretch(stretch.block, stop, stretch.stop, stretch.seq + stop - stretch.start)
