@@ -315,3 +315,58 @@ async def test_no_message_overtakes_one_that_waits_or_goes_between_its_frames():
     assert stream.try_send_message(encoded(b"x"))
     rig.exchange()
     assert rig.sent_data(stream_id) == message(b"\1" * 60_000) + message(b"\2" * 60_000) + message(b"x")
+
+
+async def two_answered():
+    """Return a rig whose transport notes each write, and two open streams with their ids."""
+    rig, first, first_id = await answered("fast")
+    second_id = rig.open()
+    second = rig.handler.streams[second_id]
+    await second.send_headers(ANSWER)
+    rig.exchange()
+    writes = []
+    write = rig.transport.write
+    rig.transport.write = lambda data: (writes.append(bytes(data)), write(data))
+    return rig, (first, first_id), (second, second_id), writes
+
+
+async def test_short_messages_that_streams_send_in_one_turn_go_out_in_one_write():
+    rig, (first, first_id), (second, second_id), writes = await two_answered()
+    for stream in (first, second, first):
+        assert stream.try_send_message(encoded(b"short"))
+    assert not writes
+    await settle()
+    assert len(writes) == 1
+    rig.exchange()
+    assert rig.sent_data(first_id) == 2 * message(b"short")
+    assert rig.sent_data(second_id) == message(b"short")
+    assert windows(rig, first_id)[0] == windows(rig, first_id)[1]
+
+
+async def test_short_messages_that_become_many_do_not_wait_for_the_end_of_the_turn(monkeypatch):
+    monkeypatch.setattr("reverb_async.wire.http2.data_path.MAX_HELD_BYTES", 10_000)
+    _, (first, _), (second, _), writes = await two_answered()
+    for stream in (first, second, first):
+        assert stream.try_send_message(encoded(bytes(4000)))
+    assert len(writes) == 1
+
+
+@pytest.mark.parametrize("later", ["long", "end", "reset", "close"])
+async def test_nothing_overtakes_a_short_message_that_waits_for_the_end_of_the_turn(later):
+    rig, (first, first_id), (_, _), writes = await two_answered()
+    assert first.try_send_message(encoded(b"short"))
+    expected = message(b"short")
+    if later == "long":
+        await first.send_message(encoded(bytes(60_000)))
+        expected += message(bytes(60_000))
+    elif later == "end":
+        await first.send_headers([("grpc-status", "0")], end_stream=True)
+    elif later == "reset":
+        first.reset_nowait()
+    else:
+        rig.protocol.connection.close()
+    rig.exchange()
+    assert rig.sent_data(first_id) == expected
+    count = len(writes)
+    await settle()
+    assert len(writes) == count

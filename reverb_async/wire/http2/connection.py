@@ -171,10 +171,15 @@ class Connection(grpclib.protocol.Connection):
         """Hand what h2 has to say to the transport."""
         data = self._connection.data_to_send()
         if data and not self.is_closing():
+            self.write_held()
             self._transport.write(data)
+
+    def write_held(self) -> None:
+        """Hand over what was held back to go out with more: it comes before anything that is written now."""
 
     def close(self) -> None:
         """Close the transport; one that cannot get rid of its data is aborted before long."""
+        self.write_held()
         for timer in (self._ping_handle, self._close_by_ping_handler):
             if timer is not None:
                 timer.cancel()

@@ -6,7 +6,7 @@ import struct
 import sys
 import time
 from collections.abc import Coroutine, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpclib.protocol
 from h2.exceptions import ProtocolError, StreamClosedError
@@ -15,6 +15,9 @@ from h2.stream import StreamState
 from reverb_async.wire.codec import Body, Encoded
 from reverb_async.wire.http2.message_buffer import MessageBuffer
 from reverb_async.wire.http2.stream import PREFIX_BYTES, Stream, message_prefix
+
+if TYPE_CHECKING:
+    from reverb_async.wire.http2.data_path import FastConnection
 
 FRAME_HEADER = struct.Struct(">HBBBL")
 """Length (16 high and 8 low bits), type, flags, stream id."""
@@ -41,6 +44,7 @@ class FastStream(Stream):
     """A stream whose messages go to and come from memory without copies; the rest is `Stream`."""
 
     buffer: MessageBuffer  # type: ignore[assignment]
+    connection: FastConnection
 
     _body: Body | None = None
     _num_sending = 0
@@ -108,7 +112,7 @@ class FastStream(Stream):
         ):
             return False
         header = FRAME_HEADER.pack(size >> 8, size & 0xFF, 0, 0, self.id)
-        self._transport.write(b"".join([header, message_prefix(message.nbytes), *message.chunks]))
+        connection.write_short(b"".join([header, message_prefix(message.nbytes), *message.chunks]))
         h2_stream.outbound_flow_control_window -= size
         h2_connection.outbound_flow_control_window -= size
         self._count_sent(size)
@@ -146,6 +150,7 @@ class FastStream(Stream):
                     continue
                 frame = min(left, window, h2_connection.max_outbound_frame_size)
                 header = FRAME_HEADER.pack(frame >> 8, frame & 0xFF, 0, 0, self.id)
+                connection.write_held()
                 if frame == size <= JOINED_BYTES:
                     self._transport.write(b"".join([header, *chunks]))
                 else:
