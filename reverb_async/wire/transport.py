@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
+from weakref import WeakSet
 
 from reverb_async.core.info import TableInfo
 from reverb_async.errors import Closed, InvalidArgument, Unavailable
 from reverb_async.protocol.hello import PROTOCOL_VERSION, Hello
 from reverb_async.protocol.message import Duplex
-from reverb_async.wire.duplex import open_duplex
+from reverb_async.wire.duplex import GrpcClientDuplex, open_duplex
 from reverb_async.wire.generated.reverb_async import v1
 from reverb_async.wire.http2 import ReplayChannel
 from reverb_async.wire.memory_offer import memory_offer_from_proto
+from reverb_async.wire.shared_channels import SharedChannel, shared_channel
 from reverb_async.wire.status import status_as_errors
 from reverb_async.wire.table_info import table_info_from_proto
 
@@ -25,7 +27,8 @@ class GrpcTransport:
     """Connections to one server, each made when it is first needed and again when it was lost.
 
     Control calls and updates, inserts, and samples have a connection each, so that none waits behind another's bulk.
-    Nothing is retried here: what fails raises at once.
+    The one for inserts is shared by all clients of an event loop that speak to the server: what they say in one turn
+    travels in one packet, and so do the answers. Nothing is retried here: what fails raises at once.
 
     Args:
         address: ``"host:port"`` or ``"unix:///path"``.
@@ -45,6 +48,8 @@ class GrpcTransport:
         self._target = parse_address(address)
         self._connect_timeout = connect_timeout
         self._channels: dict[str, ReplayChannel] = {}
+        self._inserting: SharedChannel | None = None
+        self._insert_streams: WeakSet[GrpcClientDuplex] = WeakSet()
         self._closed = False
 
     async def hello(self, *, features: Sequence[str] = (), client_name: str = "") -> Hello:
@@ -67,8 +72,18 @@ class GrpcTransport:
             Unavailable: the server cannot be reached.
         """
         assert kind in get_args(StreamKind), kind
-        channel = self._channel("control" if kind == "update" else kind)
-        return await open_duplex(channel, f"/{SERVICE}/{kind.title()}", self.address)
+        path = f"/{SERVICE}/{kind.title()}"
+        if kind != "insert":
+            return await open_duplex(self._channel("control" if kind == "update" else kind), path, self.address)
+        self._check_open()
+        if self._inserting is None:
+            self._inserting = shared_channel(self._target, self._connect_timeout)
+        stream = await open_duplex(self._inserting.channel, path, self.address)
+        if self._closed:
+            stream.abort()
+            self._check_open()
+        self._insert_streams.add(stream)
+        return stream
 
     async def mutate(
         self, table: str, update_keys: Sequence[int], update_priorities: Sequence[float], delete_keys: Sequence[int]
@@ -103,6 +118,11 @@ class GrpcTransport:
         self._closed = True
         while self._channels:
             self._channels.popitem()[1].close()
+        for stream in list(self._insert_streams):
+            stream.abort()
+        inserting, self._inserting = self._inserting, None
+        if inserting is not None:
+            inserting.leave()
 
     async def _call(self, method: str, request: Any, answer_type: type) -> Any:
         """Make a unary call; cancelling it ends it at the server, too.
@@ -126,9 +146,12 @@ class GrpcTransport:
             finally:
                 call.abort()
 
-    def _channel(self, name: str) -> ReplayChannel:
+    def _check_open(self) -> None:
         if self._closed:
             raise Closed(f"the connection to {self.address} was closed")
+
+    def _channel(self, name: str) -> ReplayChannel:
+        self._check_open()
         if name not in self._channels:
             host, port, path = self._target
             self._channels[name] = ReplayChannel(host, port, path=path, connect_timeout=self._connect_timeout)
