@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -96,6 +97,14 @@ class Duplex(Protocol):
 
     async def receive(self) -> Message | None:
         """Return the next message, or None once the peer has ended its side."""
+
+    def listen(self, take: Callable[[Message], bool]) -> None:
+        """Offer short messages that come while `receive` waits to `take`, in the very step that received them.
+
+        A message for which it returns True is done with; `receive` returns the others. What it raises `receive` raises.
+        Not every stream offers any, and none offers all: a listener only saves the turn it takes to wake a task.
+        """
+        return
 
     async def end(self) -> None:
         """End this side; the peer's `receive` then returns None."""

@@ -19,7 +19,7 @@ from reverb_async.protocol.inserting import (
     Layout,
     Refusal,
 )
-from reverb_async.protocol.message import Duplex
+from reverb_async.protocol.message import Duplex, Message
 from reverb_async.protocol.rows import RecordFormat, RowBlock
 from reverb_async.replay import Replay
 from reverb_async.service.row_intake import MAX_STEP_ROWS, Arrival, RowIntake
@@ -48,8 +48,9 @@ class InsertStream:
     """One stream of one writer's session.
 
     Messages are worked off one after the other and answered before the next is read, each in one synchronous step: but
-    for very long ones, and for rows that are inserted together with others'. Items that have to wait become tasks of
-    the stream, so that a full table holds up neither other tables nor the withdrawal of the waiting items.
+    for very long ones, and for rows that are inserted together with others'. Short ones are worked off in the very step
+    that received them. Items that have to wait become tasks of the stream, so that a full table holds up neither other
+    tables nor the withdrawal of the waiting items.
     """
 
     def __init__(self, replay: Replay, intake: RowIntake, duplex: Duplex) -> None:
@@ -66,6 +67,8 @@ class InsertStream:
         self._something_to_send = asyncio.Event()
         self._is_working = False
         self._is_sending = False
+        self._rows: asyncio.Future[None] | None = None
+        """Done when the rows that came last are in; None if they are."""
         self._room = asyncio.Event()
         self._next_seq = 1
         self._task: asyncio.Task[None] | None = None
@@ -90,13 +93,17 @@ class InsertStream:
             self._greet()
             async with asyncio.TaskGroup() as self._tasks:
                 self._tasks.create_task(self._send_answers())
+                self._duplex.listen(self._take)
                 while message is not None:
+                    await self._rows_inserted()
                     self._is_working = True
                     await self._work_off(InsertRequestReader(message))
                     self._is_working = False
                     await self._answer()
                     await self._wait_for_room()
                     message = await self._duplex.receive()
+                await self._rows_inserted()
+                await self._answer()
                 for items in list(self._waiting.values()):
                     items.task.cancel()
                 self._client_ended = True
@@ -107,6 +114,8 @@ class InsertStream:
             raise first_error(error) from None
         finally:
             self._replay.count_writers(-1)
+            if self._rows is not None:
+                self._rows.cancel()
             self._close_groups()
             self._replay.sessions.detach(self._session)
             self._ended.set()
@@ -126,18 +135,31 @@ class InsertStream:
         self._outbox.refused = list(session.refusals)
         self._next_seq = session.applied_through + 1
 
+    def _take(self, message: Message) -> bool:
+        """Work off a short message while the next one is waited for; False if it has to wait its turn."""
+        if self._rows is not None or self._is_crowded():
+            return False
+        self._is_working = True
+        request = InsertRequestReader(message)
+        if request.has_only_rows:
+            self._add_rows(request.rows())
+        else:
+            self._declare_all(request)
+            for steps in request.steps():
+                rows = self._group(steps.group)
+                columns = rows.read(request.buffers, steps.count)
+                if steps.count:
+                    rows.add(steps.first, steps.count, columns)
+            for block in _in_order(request.items(), request.rows()):
+                self._take_block(block)
+            self._let_go(request)
+        self._is_working = False
+        self._answer_now()
+        return True
+
     async def _work_off(self, request: InsertRequestReader) -> None:
         """Do what a message asks for."""
-        if request.has_only_rows:
-            if (done := self._take_blocks([], request.rows())) is not None:
-                await done
-            return
-        for group in request.groups():
-            if group.id in self._groups or len(self._groups) >= MAX_DECLARATIONS:
-                raise InvalidArgument(f"group {group.id} is declared twice, or is one of more than {MAX_DECLARATIONS}")
-            self._groups[group.id] = StepRows(self._replay.storage.group(group.columns))
-        for layout in request.layouts():
-            self._declare(layout)
+        self._declare_all(request)
         for steps in request.steps():
             rows = self._group(steps.group)
             columns = rows.read(request.buffers, steps.count)
@@ -146,6 +168,17 @@ class InsertStream:
             elif steps.count:
                 rows.add(steps.first, steps.count, columns)
         await self._take_blocks(request.items(), request.rows())
+        self._let_go(request)
+
+    def _declare_all(self, request: InsertRequestReader) -> None:
+        for group in request.groups():
+            if group.id in self._groups or len(self._groups) >= MAX_DECLARATIONS:
+                raise InvalidArgument(f"group {group.id} is declared twice, or is one of more than {MAX_DECLARATIONS}")
+            self._groups[group.id] = StepRows(self._replay.storage.group(group.columns))
+        for layout in request.layouts():
+            self._declare(layout)
+
+    def _let_go(self, request: InsertRequestReader) -> None:
         for group_id, step in request.release():
             self._group(group_id).release(step)
         for seq in request.cancel():
@@ -175,22 +208,45 @@ class InsertStream:
     async def _take_blocks(self, items: list[Items], rows: list[RowBlock]) -> None:
         """Take items and rows in the order of their numbers; rows alone may be inserted together with others'."""
         if not items and sum([block.count for block in rows]) <= MAX_STEP_ROWS:
-            if rows and (done := self._intake.add([self._arrival(block) for block in rows])) is not None:
-                await done
+            self._add_rows(rows)
+            await self._rows_inserted()
             return
-        blocks: list[Items | RowBlock] = [*items, *rows]
         taken = 0
-        for block in sorted(blocks, key=lambda block: block.seq):
+        for block in _in_order(items, rows):
             count = block.count if isinstance(block, RowBlock) else block.keys.shape[1]
             if taken and taken + count > MAX_STEP_ROWS:
                 await self._answer()
                 await asyncio.sleep(0)
                 taken = 0
             taken += count
-            if isinstance(block, RowBlock):
-                self._intake.insert([self._arrival(block)])
-            else:
-                self._take_items(block)
+            self._take_block(block)
+
+    def _take_block(self, block: Items | RowBlock) -> None:
+        if isinstance(block, RowBlock):
+            self._intake.insert([self._arrival(block)])
+        else:
+            self._take_items(block)
+
+    def _add_rows(self, rows: list[RowBlock]) -> None:
+        """Have rows inserted, now or together with others'."""
+        if not rows:
+            return
+        self._rows = self._intake.add([self._arrival(block) for block in rows])
+        if self._rows is not None:
+            self._rows.add_done_callback(self._rows_are_in)
+
+    async def _rows_inserted(self) -> None:
+        """Wait for rows that are to be inserted together with others'."""
+        if self._rows is not None:
+            await asyncio.wait({self._rows})
+
+    def _rows_are_in(self, done: asyncio.Future[None]) -> None:
+        self._rows = None
+        if done.cancelled():
+            return
+        if (error := done.exception()) is not None:
+            self._tasks.create_task(_fail(error))
+        self._answer_now()
 
     def _arrival(self, block: RowBlock) -> Arrival:
         self._number(block.seq, block.count)
@@ -349,7 +405,7 @@ class InsertStream:
 
     def _announce(self) -> None:
         """Have the outbox sent: by whoever is working off a message, when that is done, or else soon."""
-        if not self._is_working:
+        if not self._is_working and self._rows is None:
             self._something_to_send.set()
 
     async def _send_answers(self) -> None:
@@ -358,6 +414,14 @@ class InsertStream:
             await self._something_to_send.wait()
             self._something_to_send.clear()
             await self._answer()
+
+    def _answer_now(self) -> None:
+        """Send the outbox, or leave that to the task if it would have to wait."""
+        if self._outbox and not self._is_sending:
+            if self._duplex.try_send(self._outbox.to_message()):
+                self._outbox = InsertResponse()
+            else:
+                self._something_to_send.set()
 
     async def _answer(self) -> None:
         """Send the outbox, unless somebody is just at it, who then sends what came meanwhile as well."""
@@ -374,12 +438,15 @@ class InsertStream:
 
     async def _wait_for_room(self) -> None:
         """Stop reading while too many items wait, or the client does not take its answers."""
-        while (
-            self._num_waiting > MAX_WAITING_ITEMS
-            or len(self._outbox.acks) + len(self._outbox.refused) > MAX_DECLARATIONS
-        ):
+        while self._is_crowded():
             self._room.clear()
             await self._room.wait()
+
+    def _is_crowded(self) -> bool:
+        return (
+            self._num_waiting > MAX_WAITING_ITEMS
+            or len(self._outbox.acks) + len(self._outbox.refused) > MAX_DECLARATIONS
+        )
 
     def _close_groups(self) -> None:
         """Let go of all steps, in slices when there are many."""
@@ -398,6 +465,16 @@ class InsertStream:
                 groups.pop()
 
         next_slice()
+
+
+async def _fail(error: BaseException) -> None:
+    raise error
+
+
+def _in_order(items: list[Items], rows: list[RowBlock]) -> list[Items | RowBlock]:
+    """Return blocks in the order of their numbers."""
+    blocks: list[Items | RowBlock] = [*items, *rows]
+    return sorted(blocks, key=lambda block: block.seq)
 
 
 def _bytes_of(store: RowStore, runs: Runs) -> NDArray[np.int64]:

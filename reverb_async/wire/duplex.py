@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import grpclib.server
@@ -31,6 +31,9 @@ class _GrpcDuplex(abc.ABC):
         self._peer = peer
         self._assembler = assembler
         self._aborted = False
+        self._take: Callable[[Message], bool] | None = None
+        self._declined: tuple[Body, Message] | None = None
+        self._failure: Exception | None = None
 
     async def send(self, message: Message) -> None:
         """Hand a message over; waits while the peer's window is full.
@@ -89,12 +92,35 @@ class _GrpcDuplex(abc.ABC):
                 self._check_open()
                 raise from_grpc_error(error, self._peer) from cause_of(error)
             self._check_open()
+            if self._failure is not None:
+                raise self._failure
             if body is None:
                 self._assembler.clear()
                 return None
-            whole = self._assembler.feed(decode(body, owned=self._owned))
+            declined, self._declined = self._declined, None
+            known = declined is not None and declined[0] is body
+            message = declined[1] if declined is not None and known else decode(body, owned=self._owned)
+            whole = self._assembler.feed(message)
             if whole is not None:
                 return whole
+
+    def listen(self, take: Callable[[Message], bool]) -> None:
+        """Offer short messages that come while `receive` waits to `take`; see `protocol.message.Duplex`."""
+        self._take = take
+        self._listen(self._offer)
+
+    def _offer(self, body: Body) -> bool:
+        assert self._take is not None
+        if self._aborted or self._failure is not None:
+            return False
+        try:
+            message = decode(body, owned=self._owned)
+            if "parts" not in message.header and self._take(message):
+                return True
+            self._declined = (body, message)
+        except Exception as error:  # `receive` raises it: who calls this knows of no stream
+            self._failure = error
+        return False
 
     async def end(self) -> None:
         """End this side with success."""
@@ -123,6 +149,9 @@ class _GrpcDuplex(abc.ABC):
 
     @abc.abstractmethod
     def _receive_part(self) -> Coroutine[Any, Any, Body | None]: ...
+
+    @abc.abstractmethod
+    def _listen(self, take: Callable[[Body], bool]) -> None: ...
 
     @abc.abstractmethod
     async def _end(self) -> None: ...
@@ -168,6 +197,9 @@ class GrpcServerDuplex(_GrpcDuplex):
         """Whether the peer has sent more than was received: perhaps only a part of a message."""
         return self._transport.buffer.has_unread
 
+    def _listen(self, take: Callable[[Body], bool]) -> None:
+        self._transport.listen(take)
+
     async def _end(self) -> None:
         await self._stream.send_trailing_metadata()
 
@@ -203,6 +235,9 @@ class GrpcClientDuplex(_GrpcDuplex):
     def has_unread(self) -> bool:
         """Whether the peer has sent more than was received: perhaps only a part of a message."""
         return self._call.has_unread
+
+    def _listen(self, take: Callable[[Body], bool]) -> None:
+        self._call.listen(take)
 
     async def _end(self) -> None:
         await self._call.end()

@@ -30,7 +30,7 @@ Cut = tuple[str, int]
 n-th answer is lost."""
 
 
-class FlakyDuplex:
+class FlakyDuplex(Duplex):
     """One end of a stream that breaks where `cut` says."""
 
     def __init__(self, inner: Duplex, cut: Cut | None, transport: FlakyTransport) -> None:
@@ -150,7 +150,7 @@ class Rig:
         return sum(message.nbytes for message in self.transport.messages)
 
 
-class PlayedStream:
+class PlayedStream(Duplex):
     """The client's end of a stream whose server is the test."""
 
     def __init__(self) -> None:

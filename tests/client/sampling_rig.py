@@ -35,7 +35,7 @@ def describe_table(name: str, **sampler: Any) -> TableInfo:
     )
 
 
-class PlayedStream:
+class PlayedStream(Duplex):
     """The client's end of a stream whose other end is the test."""
 
     def __init__(self, kind: str) -> None:
@@ -161,7 +161,7 @@ class PlayedServer:
         return Connector(self, connect_timeout)
 
 
-class BreakableDuplex:
+class BreakableDuplex(Duplex):
     """A stream that can be cut in the middle."""
 
     def __init__(self, inner: Duplex) -> None:

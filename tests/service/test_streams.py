@@ -19,6 +19,7 @@ from reverb_async.protocol.sampling import SampleRequest, Subscription
 from reverb_async.protocol.updating import MAX_KEYS
 from reverb_async.service import insert_stream
 from reverb_async.testing import settle
+from reverb_async.wire.transport import GrpcTransport
 
 STRUCTURE = flatten({"x": 0})[1]
 
@@ -92,6 +93,43 @@ async def refusal_of(server: ra.Server, request: InsertRequest) -> ReplayError:
 
 
 class TestInserting:
+    async def test_rows_of_many_streams_are_in_and_answered_though_their_clients_end_at_once(self):
+        async with ra.Server([ra.Table("t", max_size=1000)], port=0) as server:
+            transport = GrpcTransport(server.address)
+            streams = [await transport.open("insert") for _ in range(10)]
+            for at, stream in enumerate(streams):
+                await stream.send(InsertRequest(session=bytes([at]) * 16).to_message())
+                assert (await stream.receive()).header["applied_through"] == 0
+                await stream.send(rows_request(rows=[one_row(at)]).to_message())
+            for turn in range(1, 20):  # in one turn of the loop: they are inserted together
+                for at, stream in enumerate(streams):
+                    row = one_row(10 * turn + at, seq=turn + 1)
+                    assert stream.try_send(InsertRequest(rows=[row]).to_message())
+                await settle()
+            for stream in streams:
+                await stream.end()
+            for stream in streams:
+                acknowledged = 0
+                while (message := await stream.receive()) is not None:
+                    acknowledged += sum(count for _, count in InsertResponse.from_message(message).acks)
+                assert acknowledged == 20
+            assert server.tables["t"].info.current_size == 200
+            await transport.close()
+
+    async def test_a_message_that_breaks_a_rule_ends_its_stream_alone(self):
+        async with ra.Server([ra.Table("t", max_size=10)], port=0) as server:
+            transport = GrpcTransport(server.address)
+            wrong, right = await transport.open("insert"), await transport.open("insert")
+            for at, stream in enumerate((wrong, right)):
+                await stream.send(InsertRequest(session=bytes([at]) * 16).to_message())
+                await stream.receive()
+            await wrong.send(InsertRequest(rows=[one_row(1)]).to_message())
+            with pytest.raises(InvalidArgument, match="layout 0 was not declared"):
+                await wrong.receive()
+            await right.send(rows_request(rows=[one_row(2)]).to_message())
+            assert InsertResponse.from_message(await right.receive()).acks == [(1, 1)]
+            await transport.close()
+
     async def test_a_stream_that_breaks_lets_go_of_its_stores_at_once(self):
         gc.disable()
         try:

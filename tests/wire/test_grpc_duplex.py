@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from wire_services import LOOPS, Service, echo, echoed, hello, ignore, serving, 
 
 from reverb_async.errors import InvalidArgument, ResourceExhausted, TableNotFound, Unavailable
 from reverb_async.protocol.message import Message
+from reverb_async.wire.codec import Encoded
 from reverb_async.wire.duplex import GrpcServerDuplex
 from reverb_async.wire.parts import PART_BYTES, split
 from reverb_async.wire.transport import GrpcTransport
@@ -305,4 +308,96 @@ async def test_a_message_in_parts_goes_with_its_stream(how):
             await receiving
         assert duplex._assembler._unit is None
         duplex.abort()
+        await transport.close()
+
+
+async def received(duplex, count):
+    """Return the numbers that a listener took and those that `receive` returned, in the order in which they came."""
+    came = []
+
+    def take(message):
+        if message.header["n"] % 5 == 4:
+            return False
+        came.append(("taken", message.header["n"]))
+        return True
+
+    duplex.listen(take)
+    while len(came) < count:
+        message = await duplex.receive()
+        came.append(("received", message.header["n"]))
+    return came
+
+
+async def test_a_listener_is_offered_short_messages_and_receive_returns_the_others_in_order(data_path):
+    async def serve(duplex):
+        for number in range(99):
+            await duplex.send(Message({"n": number}, [bytes_of(50_000 if number % 7 == 3 else 5)]))
+            await asyncio.sleep(0)
+        await duplex.send(Message({"n": 99}))  # which is not taken
+        await duplex.receive()
+
+    async with serving(Service(Insert=serve)) as (_, address):
+        transport = GrpcTransport(address)
+        duplex = await transport.open("insert")
+        async with asyncio.timeout(5):
+            came = await received(duplex, 100)
+        assert [number for _, number in came] == list(range(100))
+        taken = [number for how, number in came if how == "taken"]
+        assert bool(taken) == (data_path == "fast")
+        assert not [number for number in taken if number % 5 == 4 or number % 7 == 3]
+        await transport.close()
+
+
+async def test_what_a_listener_raises_is_raised_by_receive_and_ends_nothing_else(data_path):
+    def refuse(message):
+        raise InvalidArgument("not this one")
+
+    async with serving(Service(Insert=echo)) as (_, address):
+        transport = GrpcTransport(address)
+        listening, other = await transport.open("insert"), await transport.open("insert")
+        listening.listen(refuse)
+        await listening.send(Message({"n": 1}))
+        if data_path == "fast":
+            with pytest.raises(InvalidArgument, match="not this one"):
+                await listening.receive()
+        else:
+            assert (await listening.receive()).header == {"n": 1}
+        await other.send(Message({"n": 2}))
+        assert (await other.receive()).header == {"n": 2}
+        await transport.close()
+
+
+async def test_a_malformed_message_is_no_listeners_concern():
+    async def serve(duplex):
+        await duplex.send(Message({"n": 1}))
+        await duplex._transport.send_message(Encoded([b"\xff\xff"], 2))
+        await duplex.receive()
+
+    async with serving(Service(Insert=serve)) as (_, address):
+        transport = GrpcTransport(address)
+        duplex = await transport.open("insert")
+        assert (await duplex.receive()).header == {"n": 1}
+        duplex.listen(lambda message: True)
+        with pytest.raises(InvalidArgument):
+            await duplex.receive()
+        await transport.close()
+
+
+async def test_a_stream_that_has_ended_lets_go_of_its_listener():
+    class Listener:
+        def take(self, message):
+            return True
+
+    async with serving(Service(Insert=ignore)) as (_, address):
+        transport = GrpcTransport(address)
+        duplex, listener = await transport.open("insert"), Listener()
+        duplex.listen(listener.take)
+        gone = weakref.ref(listener)
+        gc.disable()
+        try:
+            duplex.abort()
+            del listener, duplex
+            assert gone() is None
+        finally:
+            gc.enable()
         await transport.close()

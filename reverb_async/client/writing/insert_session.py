@@ -332,13 +332,18 @@ class InsertSession:
         return out.to_message()
 
     async def _receive(self, duplex: Duplex) -> None:
+        duplex.listen(self._hear)
         while (message := await duplex.receive()) is not None:
-            answer = InsertResponse.from_message(message)
-            self._settle(answer)
-            if answer.waiting is not None:
-                logger.warning("%s, inserting at %s: %s", self._name, self._connection.address, answer.waiting)
+            self._hear(message)
         if not self._has_served():
             raise Unavailable("the server ended the stream")
+
+    def _hear(self, message: Message) -> bool:
+        answer = InsertResponse.from_message(message)
+        self._settle(answer)
+        if answer.waiting is not None:
+            logger.warning("%s, inserting at %s: %s", self._name, self._connection.address, answer.waiting)
+        return True
 
     def _settle(self, answer: InsertResponse) -> None:
         for refusal in answer.refused:

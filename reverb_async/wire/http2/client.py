@@ -158,6 +158,10 @@ class Call:
             raise StreamTerminatedError(stream.terminated or "the server ended the stream without a status")
         return body
 
+    def listen(self, take: Callable[[Body], bool]) -> None:
+        """Offer short messages that somebody waits for to `take`, which returns whether it took them; or offer none."""
+        self._stream.listen(take)
+
     async def end(self) -> None:
         """End this side.
 

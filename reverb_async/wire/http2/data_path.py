@@ -75,6 +75,8 @@ class FastConnection(Connection):
         super().__init__(h2_connection, transport, endpoint, config)
         self._held: list[bytes] = []
         self._held_bytes = 0
+        self.num_taken = 0
+        """Messages that listeners took of what is being received."""
 
     def write_short(self, frame: bytes) -> None:
         """Write a short DATA frame; beside other streams, in one piece with what they write in this turn of the loop.
@@ -108,6 +110,7 @@ class FastProtocol(Protocol, asyncio.BufferedProtocol):
     """Parses frames. It must not be an `asyncio.Protocol`, too: uvloop asks those for no buffers."""
 
     make_connection = FastConnection
+    connection: FastConnection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send the settings."""
@@ -138,6 +141,7 @@ class FastProtocol(Protocol, asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what was received."""
+        self.connection.num_taken = 0
         if self._direct:
             self._direct = False
             self._was_direct = True

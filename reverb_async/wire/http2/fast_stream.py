@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import sys
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpclib.protocol
@@ -71,6 +71,10 @@ class FastStream(Stream):
             GRPCError: the message is too long, compressed, or cut off by the end of the stream.
         """
         return self.buffer.message()
+
+    def listen(self, take: Callable[[Body], bool]) -> None:
+        """Offer short messages that somebody waits for to `take`, which returns whether it took them."""
+        self.buffer.take = take
 
     async def recv_data(self, size: int) -> bytes:
         """Return a message's prefix or, called next, its body: for those who read as grpclib does."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +24,9 @@ TRUSTED_FACTOR = 4
 
 Until then its bytes are kept as they come: a length alone, which costs a peer five bytes, takes no memory.
 """
+
+MAX_TAKEN = 32
+"""No more messages of a connection are offered to listeners at once: others have their turn."""
 
 MAX_UNREAD = 256
 """Beyond so many unread messages bytes are kept as they come: tiny messages take many times as much as objects."""
@@ -55,6 +59,8 @@ class MessageBuffer:
         self._ended = False
         self._dropped = False
         self._waiter: asyncio.Future[None] | None = None
+        self.take: Callable[[Body], bool] | None = None
+        """Is offered short messages while somebody waits for one; returns whether it took it."""
 
     @property
     def has_unread(self) -> bool:
@@ -177,6 +183,7 @@ class MessageBuffer:
         if self._dropped:
             return
         self._dropped = True
+        self.take = None
         owed = sum(owed for _, owed, _ in self._messages) + self._withheld + len(self._backlog)
         owed += len(self._prefix) if self._size < 0 else PREFIX_BYTES + self._filled - self._credited
         self._messages.clear()
@@ -228,13 +235,29 @@ class MessageBuffer:
 
     def _finish(self, body: Body | None) -> None:
         assert body is not None
-        self._messages.append((body, PREFIX_BYTES + self._size - self._credited, self._expected))
+        owed, expected = PREFIX_BYTES + self._size - self._credited, self._expected
         self._prefix = b""
         self._size = -1
         self._body = self._memory = None
         self._filled = self._credited = 0
         self._expected = False
+        if self.take is not None and self._is_awaited() and len(body) < ARRAY_BYTES and self.take(body):
+            self._stream.connection.num_taken += 1
+            if not expected:
+                self._stream.expect(len(body))
+            self._stream.credit(owed)
+            return
+        self._messages.append((body, owed, expected))
         self._wake()
+
+    def _is_awaited(self) -> bool:
+        """Whether the message that is complete is the one that somebody waits for, and may be offered."""
+        return (
+            self._waiter is not None
+            and not self._waiter.done()
+            and self._stream.connection.num_taken < MAX_TAKEN
+            and not self._messages
+        )
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -96,6 +96,9 @@ class Stream(grpclib.protocol.Stream):
         prefix = await self.recv_data(PREFIX_BYTES)
         return await self.recv_data(int.from_bytes(prefix[1:], "big")) if prefix else None
 
+    def listen(self, take: Callable[[Body], bool]) -> None:
+        """Offer short messages that somebody waits for to `take`, which returns whether it took them; or offer none."""
+
     def _check_prefix(self, prefix: bytes) -> None:
         if len(prefix) < PREFIX_BYTES:
             raise self.cut_off(PREFIX_BYTES - len(prefix))
