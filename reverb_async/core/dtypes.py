@@ -153,8 +153,10 @@ def check_values(values: NDArray[Any], what: str) -> None:
     """
     if values.size == 0:
         return
-    if values.dtype.kind == "b" and values.view(np.uint8).max() > 1:
-        raise InvalidArgument(f"{what}: bools must be stored as 0 or 1, got {values.view(np.uint8).max()}")
+    if values.dtype.kind == "b":
+        stored = values.view(np.uint8)
+        if (stored.item() if stored.size == 1 else stored.max()) > 1:
+            raise InvalidArgument(f"{what}: bools must be stored as 0 or 1, got {stored.max()}")
     if values.dtype.kind == "U":
         highest = np.ascontiguousarray(values).reshape(-1).view(np.uint32).max()
         if highest > 0x10FFFF:

@@ -11,6 +11,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from reverb_async.errors import InvalidArgument
 
+_UINT8 = np.dtype(np.uint8)
+
 Buffer = NDArray[Any]
 """A C-contiguous array. What the wire delivers is uint8 ``[n]``; in process the sender's own arrays arrive, typed."""
 
@@ -62,6 +64,9 @@ class BufferReader:
                 f"buffer {self._next - 1} has {buffer.nbytes} bytes, {wanted} of shape {list(shape)} needs "
                 f"{count * wanted.itemsize}"
             )
+        if buffer.dtype is _UINT8 and buffer.ndim == 1 and wanted is not _UINT8:  # from the wire
+            typed = buffer.view(wanted)
+            return typed if len(shape) == 1 else typed.reshape(shape)
         if buffer.dtype == wanted and buffer.shape == shape:
             return buffer
         flat = buffer if buffer.dtype == np.uint8 and buffer.ndim == 1 else buffer.reshape(-1).view(np.uint8)

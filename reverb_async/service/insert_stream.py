@@ -318,14 +318,16 @@ class InsertStream:
         if len(items.views) != len(view_groups):
             raise InvalidArgument(f"layout {items.layout} has {len(view_groups)} views, the items {len(items.views)}")
         views = []
-        nbytes = np.zeros(count, np.int64)
+        nbytes: NDArray[np.int64] | None = None
         for number, (group_id, segments) in enumerate(zip(view_groups, items.views, strict=True)):
             group = self._groups[group_id]
             runs = group.find(segments, count)
             if runs.uniform_length() != 1 and any(leaf.view == number and leaf.squeeze for leaf in layout.leaves):
                 raise InvalidArgument(f"view {number} has leaves without a time axis, so its items show one step each")
-            nbytes += runs.length * group.store.row_bytes if group.is_fixed else _bytes_of(group.store, runs)
+            shown = runs.length * group.store.row_bytes if group.is_fixed else _bytes_of(group.store, runs)
+            nbytes = shown if nbytes is None else nbytes + shown
             views.append(runs)
+        assert nbytes is not None, "a layout has views"
         return [
             ItemBlock(layout, keys, priorities, tuple(views), nbytes, self._episodes(items))
             for keys, priorities in zip(items.keys, items.priorities, strict=True)

@@ -26,6 +26,9 @@ MAX_BUFFERS = 1 << 16
 
 _HEADER, _PAD, _BUFFER = 0x0A, 0x12, 0x1A  # field number << 3 | wire type 2 (length-delimited)
 
+_SHORT_TAGS = [bytes([_BUFFER, size]) for size in range(0x80)]
+"""What goes before a buffer of so many bytes."""
+
 _UINT8 = np.dtype(np.uint8)
 
 _COPIED_BYTES = 1024
@@ -84,7 +87,7 @@ def encode(message: Message) -> Encoded:
             chunks.append(b"\x1a\x00")
             position += 2
             continue
-        tag = b"\x1a" + _varint(size)
+        tag = _SHORT_TAGS[size] if size < 0x80 else b"\x1a" + _varint(size)
         lead = _PADDINGS[-(position + len(tag)) % ALIGNMENT] + tag
         if size <= _COPIED_BYTES:
             chunks.append(lead + buffer.tobytes())

@@ -244,6 +244,9 @@ class TrajectoryWriter:
             raise InvalidArgument(f"block_until_num_items must be >= 0, got {block_until_num_items}")
         check_timeout(timeout)
         self._check_usable()
+        if timeout is None:
+            await self._queue.wait_until(int(block_until_num_items))
+            return
         async with self._limit(timeout, "the tables did not admit all items"):
             await self._queue.wait_until(int(block_until_num_items))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -107,6 +108,8 @@ def refuse_order(name: str) -> InvalidArgument:
 
 def check_finite(priorities: Priorities) -> None:
     """Refuse priorities that are NaN or infinite, naming the first one and its position."""
+    if len(priorities) == 1 and math.isfinite(priorities.item()):
+        return
     finite = np.isfinite(priorities)
     if not finite.all():
         position = int(finite.argmin())
