@@ -32,23 +32,27 @@ def text(value: Any, what: str) -> str:
 
 def integers(value: Any, what: str) -> list[int]:
     """Return a list of non-negative ints."""
-    return [integer(entry, what) for entry in items_of({what: value}, what)]
+    return [integer(entry, what) for entry in _entries(value, what)]
 
 
 def texts(value: Any, what: str) -> list[str]:
     """Return a list of str."""
-    return [text(entry, what) for entry in items_of({what: value}, what)]
+    return [text(entry, what) for entry in _entries(value, what)]
 
 
 def items_of(header: Mapping[str, Any], key: str, width: int | None = None) -> list[Any]:
     """Return the list under `key`, empty if absent; with `width`, its entries must be lists of that length."""
     if key not in header:
         return []
-    entries = header[key]
-    if not isinstance(entries, list | tuple):
-        raise InvalidArgument(f"{key} must be a list, got {entries!r:.60}")
+    entries = _entries(header[key], key)
     if width is not None:
         for entry in entries:
             if not isinstance(entry, list | tuple) or len(entry) != width:
                 raise InvalidArgument(f"{key} must hold lists of {width} entries, got {entry!r:.60}")
     return list(entries)
+
+
+def _entries(value: Any, what: str) -> list[Any] | tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise InvalidArgument(f"{what} must be a list, got {value!r:.60}")
+    return value

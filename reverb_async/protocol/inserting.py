@@ -389,12 +389,15 @@ class InsertResponse:
     def from_message(cls, message: Message) -> InsertResponse:
         """Decode."""
         header = message.header
+        acks = [(integer(seq, "seq"), integer(count, "count")) for seq, count in items_of(header, "acks", 2)]
+        if acks and len(header) == 1:  # as nearly always
+            return cls(acks=acks)
         through = header.get("applied_through")
         waiting = header.get("waiting")
         return cls(
             None if through is None else integer(through, "applied_through"),
             [(integer(seq, "seq"), integer(count, "count")) for seq, count in items_of(header, "applied", 2)],
-            [(integer(seq, "seq"), integer(count, "count")) for seq, count in items_of(header, "acks", 2)],
+            acks,
             [
                 Refusal(integer(seq, "seq"), integer(count, "count"), error)
                 for seq, count, error in items_of(header, "refused", 3)

@@ -32,7 +32,7 @@ class Message:
     @property
     def nbytes(self) -> int:
         """Size of all buffers in bytes."""
-        return sum(buffer.nbytes for buffer in self.buffers)
+        return sum([buffer.nbytes for buffer in self.buffers])
 
 
 class BufferReader:
