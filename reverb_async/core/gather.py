@@ -8,10 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from reverb_async.core.item import ItemLayout
+from reverb_async.core.item import ItemLayout, Leaf
 from reverb_async.core.runs import Rows, as_run
 from reverb_async.core.slots import Slots
+from reverb_async.core.storage.backing import ALIGNMENT, aligned_empty, round_up
 from reverb_async.core.variable import VariableRows
+
+_BYTE = np.dtype(np.uint8)
+_SMALL = 8 << 10
+"""Bytes: columns up to this size share memory."""
 
 
 @dataclass(slots=True)
@@ -65,18 +70,20 @@ class GatherPlan:
             layout = slots.layouts[layout_id]
             assert layout is not None
             mine = drawn if positions is None else drawn[positions]
+            records = slots.read_again(mine)
             lengths: list[int | Rows] = []
             rows = []
             nbytes = 0
+            is_variable = False
             for view, store in enumerate(layout.stores):
-                runs = slots.runs(view, mine)
+                runs = slots.runs(view, mine, records)
                 shared = runs.uniform_length()
                 lengths.append(shared if shared >= 0 else runs.length)
                 rows.append(runs.first if shared == 1 and not runs.pieces else runs.rows())
                 nbytes += len(rows[-1]) * store.row_bytes
+                is_variable |= store.is_variable
             # Rows know nothing of the size of variable values, items do.
-            kept = slots.nbytes[mine]
-            self.nbytes += max(nbytes, kept.item(0) if len(kept) == 1 else int(kept.sum()))
+            self.nbytes += max(nbytes, int(records["nbytes"].sum())) if is_variable else nbytes
             self.parts.append(Part(layout, len(mine), positions, lengths, rows))
 
     def pin(self) -> None:
@@ -107,7 +114,7 @@ class GatherPlan:
         for at, (part, leaves) in enumerate(zip(self.parts, wanted, strict=True)):
             layout = part.layout
             chosen = layout.leaves if leaves is None else [layout.leaves[leaf] for leaf in leaves]
-            into = [None] * len(chosen) if outs is None else outs[at]
+            into = _room(part, chosen) if outs is None else outs[at]
             columns: list[NDArray[np.generic] | VariableRows] = []
             places = [as_run(rows) or rows for rows in part.rows]
             for leaf, out in zip(chosen, into, strict=True):
@@ -128,3 +135,23 @@ class GatherPlan:
     def layouts(self) -> list[ItemLayout]:
         """The layouts in the batch."""
         return [part.layout for part in self.parts]
+
+
+def _room(part: Part, leaves: Sequence[Leaf]) -> Sequence[NDArray[np.generic] | None]:
+    """Return an array for each small leaf of fixed size, 64-byte aligned; together, as memory is quicker to get so."""
+    places: list[tuple[NDArray[np.generic], int, int] | None] = []
+    end = 0
+    for leaf in leaves:
+        store, n = part.layout.stores[leaf.view], len(part.rows[leaf.view])
+        column = store.columns[leaf.column]
+        nbytes = n * column.strides[0]
+        # Whoever keeps a small column must not keep large ones alive.
+        if nbytes > _SMALL or store.specs[leaf.column].is_variable:
+            places.append(None)
+        else:
+            places.append((column, n, end))
+            end += round_up(nbytes, ALIGNMENT)
+    if not end:
+        return [None] * len(leaves)
+    memory = aligned_empty((end,), _BYTE)
+    return [place and np.ndarray((place[1], *place[0].shape[1:]), place[0].dtype, memory, place[2]) for place in places]

@@ -59,7 +59,7 @@ class Runs:
         if len(length) == 0:
             return -1
         shortest = int(length[0])
-        return shortest if len(length) == 1 or bool((length == shortest).all()) else -1
+        return shortest if len(length) == 1 or np.count_nonzero(length == shortest) == len(length) else -1
 
     def rows(self) -> Rows:
         """Return all row numbers, sequence after sequence; int64 ``[sum(length)]``."""

@@ -36,6 +36,9 @@ RECORD = np.dtype(
 """What a draw reads of an item, in one cache line: eight arrays would be eight misses. `first` and `length` are the
 item's first view."""
 
+_KEPT = 4096
+"""Records of up to so many items are kept for who reads them next."""
+
 _WORDS = RECORD.itemsize // 8
 
 
@@ -83,6 +86,7 @@ class Slots:
         self._views = [_View(self.records["first"], self.records["length"])]
         self._returned = np.zeros(capacity, np.int64)
         self._num_returned = 0
+        self._read: tuple[Rows, NDArray[np.void]] | None = None
         self.high_water = 0
 
     @property
@@ -104,6 +108,7 @@ class Slots:
     def put(self, block: ItemBlock, priorities: NDArray[np.float64], now: float) -> Rows:
         """Store new items, take their references on the rows, and return their slots, int64 ``[n]``."""
         n = len(block)
+        self._read = None
         slots = self._take(n)
         layout = self._intern(block.layout, n)
         if n == 1:
@@ -161,6 +166,7 @@ class Slots:
     def free(self, slots: Rows) -> None:
         """Drop the items' references and make their slots available; `slots` are unique."""
         n = len(slots)
+        self._read = None
         if self.episode_spans:
             for slot in slots.tolist():
                 self.episode_spans.pop(slot, None)
@@ -186,14 +192,31 @@ class Slots:
             del self._layout_ids[layout]
             self.layouts[layout_id] = None
 
-    def runs(self, view: int, slots: Rows) -> Runs:
-        """Return the runs of one view for `slots`, int64 ``[n]``."""
+    def read(self, slots: Rows) -> NDArray[np.void]:
+        """Return the `RECORD` of each of `slots`, ``[n]``, not to be changed."""
+        records = self.records.take(slots)
+        if len(slots) <= _KEPT:
+            self._read = slots, records
+        return records
+
+    def read_again(self, slots: Rows) -> NDArray[np.void]:
+        """Return what `read` does, quicker if it was asked last and of the same array; priority and count may be old.
+
+        The array must not have changed between.
+        """
+        if self._read is not None and self._read[0] is slots:
+            return self._read[1]
+        return self.records.take(slots)
+
+    def runs(self, view: int, slots: Rows, records: NDArray[np.void] | None = None) -> Runs:
+        """Return the runs of one view for `slots`, int64 ``[n]``; `records` are theirs, if they were read before."""
         kept = self._views[view]
         pieces: dict[int, Rows] = {}
         if kept.pieces:
             pieces = {at: kept.pieces[slot] for at, slot in enumerate(slots.tolist()) if slot in kept.pieces}
         if view == 0:
-            records = self.records.take(slots)
+            if records is None:
+                records = self.records.take(slots)
             return Runs(records["first"].copy(), records["length"].astype(np.int64), pieces)
         return Runs(kept.first[slots], kept.length[slots].astype(np.int64), pieces)
 

@@ -16,6 +16,7 @@ from reverb_async.core.item import ItemBlock
 from reverb_async.core.key_index import Hashes, KeyIndex
 from reverb_async.core.mutation import Mutation, occurrence, winners
 from reverb_async.core.rate_limiters import RateLimiter, RateLimiterState
+from reverb_async.core.recent_draws import RecentDraws
 from reverb_async.core.runs import Rows, as_run
 from reverb_async.core.selectors import Fifo, Lifo, Prioritized, Selector, Uniform
 from reverb_async.core.slots import GONE, LIVE, OUT, Slots
@@ -66,6 +67,7 @@ class TableState:
         capacity = 2 * self.max_size + _SPARE_SLOTS
         self.slots = Slots(capacity)
         self._index = KeyIndex(capacity, self.slots.key, self._multiplier)
+        self._recent = RecentDraws(self.slots)
         self._sampler = self._sampler_kind.build(capacity)
         self._remover = self._remover_kind.build(capacity)
         self._ranked = [
@@ -256,16 +258,21 @@ class TableState:
     def _record(self, slots: Rows, probabilities: NDArray[np.float64], sizes: NDArray[np.int64]) -> Draw:
         """Count the draws and note what their callers are told."""
         items = self.slots
-        seen = items.records.take(slots)
-        times = seen["times_sampled"] + occurrence(slots)
+        seen = items.read(slots)
+        occurrences = occurrence(slots)
+        times = seen["times_sampled"] + occurrences
+        keys = seen["key"].copy()
+        self._recent.note(keys, slots, is_distinct=not occurrences.shape)
         items.times_sampled[slots] = times  # the last of duplicates is the highest, and is what stays
-        self.num_unique_samples += int(times.item(0) == 1 if len(times) == 1 else np.count_nonzero(times == 1))
+        self.num_unique_samples += len(times) - int(
+            times.item(0) > 1 if len(times) == 1 else np.count_nonzero(times - 1)
+        )
         if self.max_times_sampled >= 1:
             np.add.at(items.unsettled, slots, np.int32(1))
         return Draw(
             self.generation,
             slots,
-            seen["key"].copy(),
+            keys,
             probabilities,
             seen["priority"].copy(),
             times,
@@ -375,14 +382,17 @@ class TableState:
         if len(calls) > 1:
             keys = np.concatenate([call.keys for call in calls])
             priorities = np.concatenate([call.priorities for call in calls])
-        slots = self._index.find(keys)
+        recent = self._recent.find(keys)
+        if recent is not None and recent[1] and len(calls) == 1 and not len(calls[0].deletes):
+            self._set_priorities(recent[0], priorities)
+            return [MutateResult(len(keys), 0, 0)]
+        slots = self._index.find(keys) if recent is None else recent[0]
         if len(calls) == 1:
             of_call = np.zeros(len(keys), np.int64)
         else:
             of_call = np.repeat(np.arange(len(calls)), [len(call.keys) for call in calls])
         unknown: dict[int, NDArray[np.uint64]] = {}
-        if len(slots) and int(slots.min()) < 0:
-            known = slots >= 0
+        if np.count_nonzero(known := slots >= 0) < len(slots):
             missing = np.bincount(of_call[~known], minlength=len(calls))
             parts = np.split(keys[~known], np.cumsum(missing)[:-1])
             unknown = {at: parts[at] for at in missing.nonzero()[0].tolist()}
@@ -393,7 +403,7 @@ class TableState:
             self._highest_priority = max(self._highest_priority, float(priorities[last_in_call].max()))
             of_call = of_call[last_in_call]
             slots, priorities = slots[last], priorities[last]
-        updated = np.bincount(of_call, minlength=len(calls)).tolist()
+        updated = [len(slots)] if len(calls) == 1 else np.bincount(of_call, minlength=len(calls)).tolist()
         self._set_priorities(slots, priorities)
         deleted = 0
         deletes = calls[-1].deletes
@@ -419,11 +429,12 @@ class TableState:
         self.slots.priority[slots] = priorities
         for selector in self._ranked:
             selector.update(slots, priorities)
-        self._highest_priority = max(self._highest_priority, float(priorities.max()))
+        self._highest_priority = max(self._highest_priority, _extreme(priorities, np.maximum))
         self._emit(ChangeKind.UPDATE, slots, priorities)
 
     def _detach(self, slots: Rows, kind: ChangeKind) -> None:
         self._index.delete(self.slots.key[slots], slots)
+        self._recent.num_detached += 1
         self._sampler.delete(slots)
         self._remover.delete(slots)
         self.size -= len(slots)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from reverb_async.core import gather
 from reverb_async.core.gather import GatherPlan
 from reverb_async.core.item import ItemBlock, ItemLayout, Leaf
 from reverb_async.core.nest import flatten
@@ -99,6 +100,26 @@ def test_results_belong_to_the_caller(store: RowStore) -> None:
     assert numbers.ctypes.data % 64 == 0
     numbers[:] = -1
     assert store.gather(0, np.array([3, 4])).tolist() == [3, 4]
+
+
+def test_small_columns_share_memory_and_large_ones_do_not(store: RowStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    slots = Slots(10)
+    items_of(store, slots, [[3, 4], [7, 2, 9]])
+    plan = GatherPlan(slots, np.array([1, 0, 1]))
+    shared = plan.run([None])[0].columns
+    monkeypatch.setattr(gather, "_SMALL", 3 * 8)
+    apart = plan.run([None])[0].columns
+    for column, other in zip(shared, apart, strict=True):
+        assert type(column) is type(other)
+        if isinstance(column, np.ndarray) and isinstance(other, np.ndarray):
+            np.testing.assert_array_equal(column, other)
+            assert column.ctypes.data % 64 == other.ctypes.data % 64 == 0
+    arrays = [column for column in shared if isinstance(column, np.ndarray)]
+    assert len({id(column.base) for column in arrays}) == 1
+    for one, column in enumerate(arrays):
+        column[...] = np.zeros((), column.dtype)
+        for later in arrays[one + 1 :]:
+            assert not np.shares_memory(column, later)
 
 
 def test_pinned_rows_outlive_their_items(store: RowStore) -> None:

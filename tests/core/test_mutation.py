@@ -101,7 +101,7 @@ def test_winners(named: list[tuple[int, int]]) -> None:
 
 @given(st.lists(st.integers(0, 2**31 - 1) | st.integers(0, 4), max_size=30))
 def test_occurrences_are_counted_in_order(slots: list[int]) -> None:
-    assert occurrence(np.array(slots, np.int64)).tolist() == [
+    assert np.broadcast_to(occurrence(np.array(slots, np.int64)), len(slots)).tolist() == [
         slots[: at + 1].count(slot) for at, slot in enumerate(slots)
     ]
     ordered = in_order(np.array(slots, np.int64))

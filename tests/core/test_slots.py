@@ -135,3 +135,15 @@ def test_parts_of_blocks_keep_what_belongs_together(items: Items) -> None:
     assert part.episodes is not None
     assert part.episodes.tolist() == [[1, 2], [2, 2]]
     assert part.views[0].rows().tolist() == block.views[0].rows()[1:3].tolist()
+
+
+def test_records_read_again_are_those_of_the_items_there_now(items: Items) -> None:
+    slots = Slots(10)
+    first = put(slots, items.block([5, 6]))
+    for read in (slots.read, slots.read_again):
+        assert read(first)["key"].tolist() == [5, 6]
+    assert slots.read_again(first) is slots.read_again(first)
+    assert slots.read_again(first[::-1])["key"].tolist() == [6, 5]
+    slots.free(first)
+    assert sorted(put(slots, items.block([7, 8])).tolist()) == first.tolist()
+    assert sorted(slots.read_again(first)["key"].tolist()) == [7, 8]

@@ -73,6 +73,9 @@ class Prioritized:
         limit = self.max_priority
         if len(priorities) == 1 and 0.0 <= priorities.item(0) <= limit:
             return
+        # The bits of floats >= 0 are in the order of their values; those of negative ones and NaN are above.
+        if np.maximum.reduce(priorities.view(np.uint64)) <= _bits(limit):
+            return
         if priorities.min() >= 0.0 and priorities.max() <= limit:  # both are false for NaN
             return
         position = int(np.argmin((priorities >= 0.0) & (priorities <= limit)))
@@ -86,8 +89,10 @@ class Prioritized:
 
     def weights(self, priorities: Priorities) -> NDArray[np.float64]:
         """Return the weight of each priority, ``[n]``: zero for 0, else positive, tiny as the priority may be."""
-        positive = priorities > 0.0
         weights: NDArray[np.float64] = priorities**self.priority_exponent
+        if self.priority_exponent and np.minimum.reduce(weights, initial=1.0) >= _SMALLEST:
+            return weights
+        positive = priorities > 0.0
         np.maximum(weights, _SMALLEST, out=weights)
         weights *= positive
         return weights
@@ -95,6 +100,10 @@ class Prioritized:
     def build(self, capacity: int) -> PrioritizedState:
         """Return an empty state for slots below `capacity`."""
         return PrioritizedState(self, capacity)
+
+
+def _bits(value: float) -> int:
+    return int(np.float64(value).view(np.uint64))
 
 
 class PrioritizedState:
@@ -140,7 +149,7 @@ class PrioritizedState:
         self._require(slots, slots)
         weights = self._selector.weights(priorities)
         self._tree.set(slots, weights)
-        if len(self._zeros) or not weights.all():
+        if len(self._zeros) or np.count_nonzero(weights) < len(weights):
             was_zero, is_zero = self._zeros.contains(slots), weights == 0.0
             self._zeros.delete(slots[was_zero & ~is_zero])
             self._zeros.insert(slots[is_zero & ~was_zero], weights[is_zero & ~was_zero])
@@ -149,7 +158,7 @@ class PrioritizedState:
         if len(slots) == 1 and self._present.item(slots.item(0)):
             return
         present = self._present[at]
-        if not present.all():
+        if np.count_nonzero(present) < len(slots):
             raise refuse_absent(slots, ~present)
 
     def clear(self) -> None:
@@ -164,8 +173,9 @@ class PrioritizedState:
         total = self._tree.total
         if total == 0.0:
             return self._zeros.sample(n, rng)
-        slots = self._tree.draw(n, rng)
-        return slots, self._tree.get(slots) / total
+        slots, weights = self._tree.draw(n, rng)
+        weights /= total
+        return slots, weights
 
     def first(self, n: int) -> Slots:
         """Raise `InvalidArgument`: there is no order."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,11 +16,25 @@ _TOP = 2048
 """The upper part of the tree is one flat array of at most this many nodes, whose running sums one binary search
 answers: cheaper than further levels as long as the array stays in the first-level cache."""
 
+_FINEST = 131_072
+"""Longest running sums of a lower level: the system adds up so many in less than a millisecond."""
+
+_PAYS = 2
+"""Running sums of a lower level are made when one index was drawn for so many of its nodes, without any change: that
+costs a tenth of what was drawn since, and saves draws a fifth if changes stay away for longer."""
+
 _PENDING = 4096
 """Changed weights that may wait for their sums."""
 
+_KEPT = 4096
+"""Draws up to this size leave what they worked with to the next one: 150 bytes each."""
+
 _FEW = 4
 """Up to this many indices plain Python beats the fixed cost of numpy calls."""
+
+# Arrays of no dimension: numbers would be converted at each call.
+_SHIFT = np.array(_BITS)
+_ONE = np.array(1)
 
 _BEFORE = np.triu(np.ones((_WIDTH, _WIDTH)), 1)
 """``sums @ _BEFORE`` are the running sums before each child."""
@@ -53,12 +69,17 @@ class SumTree:
         self._highest = 0  # no index above was ever used
         self._pending: list[NDArray[np.int64]] = []
         self._num_pending = 0
-        self._running: NDArray[np.float64] | None = None  # running sums of the flat top, after a leading 0
+        self._running: NDArray[np.float64] | None = None  # running sums of level `_flat`, after a leading 0
+        self._flat = 0  # the flat top, or a lower level if draws go on without changes
+        self._total = 0.0
+        self._num_drawn = 0  # since the last change
+        self._scratch: _Scratch | None = None
 
     @property
     def total(self) -> float:
         """The sum of all weights."""
-        return float(self._running_sums()[-1])
+        self._running_sums()
+        return self._total
 
     def get(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the weights of `indices`, ``[n]``."""
@@ -86,7 +107,7 @@ class SumTree:
         changed = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending)
         self._pending.clear()
         self._num_pending = 0
-        self._grow(int(changed.max()))
+        self._grow(int(np.maximum.reduce(changed)))
         if len(changed) <= _FEW:
             for index in changed.tolist():
                 self._settle_one(index)
@@ -119,62 +140,87 @@ class SumTree:
         if self._running is None:
             if self._pending:
                 self._settle()
-            top = self._levels[self._height][: (self._highest >> _BITS * self._height) + 1]
-            self._running = np.zeros(len(top) + 1)
-            np.add.accumulate(top, out=self._running[1:])
+            self._flat = self._height
+            self._num_drawn = 0
+            self._running = self._add_up()
+            self._total = self._running.item(-1)
         return self._running
 
-    def draw(self, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    def _add_up(self) -> NDArray[np.float64]:
+        """Return the running sums of level `_flat`, after a leading 0."""
+        nodes = self._levels[self._flat][: (self._highest >> _BITS * self._flat) + 1]
+        running = np.zeros(len(nodes) + 1)
+        np.add.accumulate(nodes, out=running[1:])
+        return running
+
+    def _prepare(self, n: int) -> NDArray[np.float64]:
+        """Return the running sums for a draw of `n`, those of a lower level if that pays."""
+        running = self._running_sums()
+        self._num_drawn += n
+        if self._flat:
+            below = self._highest >> _BITS * (self._flat - 1)
+            if below < _FINEST and self._num_drawn > below // _PAYS:
+                self._flat -= 1
+                running = self._running = self._add_up()
+        return running
+
+    def draw(self, n: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Draw `n` indices with replacement, each in proportion to its weight; the total must be positive.
 
         An index of weight zero is never drawn.
+
+        Returns:
+            Indices and their weights, ``[n]`` each.
         """
         if n <= _FEW:
-            return np.array([self._draw_one(rng) for _ in range(n)], np.int64)
-        running = self._running_sums()
+            few = np.array([self._draw_one(rng) for _ in range(n)], np.int64)
+            return few, self._weights.take(few)
+        running = self._prepare(n)
         rest = rng.random(n)
         # In ascending order the search and the walk find their way in the caches: that pays for sorting.
         order = rest.argsort()
         rest = rest.take(order)
-        rest *= running[-1]
-        np.minimum(rest, np.nextafter(running[-1], 0.0), out=rest)  # the product may round up to the total
+        rest *= _below(running)  # at most that, however the product is rounded: random numbers are less than 1
         nodes = running[1:].searchsorted(rest, side="right")
-        rest -= running.take(nodes)
-        if self._height:
+        if self._flat:
+            rest -= running.take(nodes)
             self._descend(nodes, rest)
-        # About once in 1e16 draws rounding leaves `rest` at the very end of a node and the walk runs into a zero.
         weights = self._weights.take(nodes)
-        if not weights.all():
+        # About once in 1e16 draws rounding leaves `rest` at the very end of a node and the walk runs into a zero.
+        if np.count_nonzero(weights) < n:
             for lost in np.flatnonzero(weights == 0.0).tolist():
                 nodes[lost] = self._draw_one(rng)
-        drawn = np.empty(n, np.int64)
+            weights = self._weights.take(nodes)
+        drawn, drawn_weights = np.empty(n, np.int64), np.empty(n)
         drawn[order] = nodes
-        return drawn
+        drawn_weights[order] = weights
+        return drawn, drawn_weights
 
     def _descend(self, nodes: NDArray[np.int64], rest: NDArray[np.float64]) -> None:
-        """Replace nodes of the flat top by the leaves below them where `rest` ends."""
-        n = len(nodes)
-        before = np.empty((n, _WIDTH))
-        flat = before.reshape(-1)
-        is_passed = np.empty((n, _WIDTH), np.bool_)
-        num_passed = is_passed.view(np.uint64).reshape(-1)
-        starts = np.arange(-1, n * _WIDTH - 1, _WIDTH)
+        """Replace nodes of level `_flat` by the leaves below them where `rest` ends."""
+        scratch = self._scratch
+        if scratch is None or scratch.n != len(nodes):
+            scratch = _Scratch(len(nodes))
+            if scratch.n <= _KEPT:
+                self._scratch = scratch
         limits = rest[:, None]
-        for k in range(self._height - 1, -1, -1):
-            np.dot(self._rows[k].take(nodes, axis=0), _BEFORE, before)
-            np.less_equal(before, limits, is_passed)
-            child = np.bitwise_count(num_passed)  # counted from 1: nothing comes before the first child
-            rest -= flat.take(starts + child)
-            nodes <<= _BITS
+        for k in range(self._flat - 1, -1, -1):
+            self._rows[k].take(nodes, axis=0, out=scratch.sums, mode="clip")  # "raise" would copy through a buffer
+            np.dot(scratch.sums, _BEFORE, scratch.before)
+            np.less_equal(scratch.before, limits, scratch.is_passed)
+            child = np.bitwise_count(scratch.num_passed)  # counted from 1: nothing comes before the first child
+            if k:
+                rest -= scratch.flat.take(scratch.starts + child)
+            nodes <<= _SHIFT
             nodes += child
-            nodes -= 1
+            nodes -= _ONE
 
     def _draw_one(self, rng: np.random.Generator) -> int:
-        running = self._running_sums()
-        rest = min(rng.random() * float(running[-1]), float(np.nextafter(running[-1], 0.0)))
+        running = self._prepare(1)
+        rest = rng.random() * _below(running)
         index = int(running[1:].searchsorted(rest, side="right"))
         rest -= float(running[index])
-        for k in range(self._height - 1, -1, -1):
+        for k in range(self._flat - 1, -1, -1):
             sums = self._rows[k][index].tolist()
             index <<= _BITS
             last = 0
@@ -188,8 +234,27 @@ class SumTree:
         return index
 
 
+class _Scratch:
+    """What a walk of `n` indices writes to, kept for the next one: fresh memory would cost a third of its time."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.sums = np.empty((n, _WIDTH))
+        self.before = np.empty((n, _WIDTH))
+        self.flat = self.before.reshape(-1)
+        self.is_passed = np.empty((n, _WIDTH), np.bool_)
+        self.num_passed = self.is_passed.view(np.uint64).reshape(-1)
+        self.starts = np.arange(-1, n * _WIDTH - 1, _WIDTH)
+
+
+def _below(running: NDArray[np.float64]) -> float:
+    """Return the largest number below the total."""
+    return math.nextafter(running.item(-1), 0.0)
+
+
 def _sums(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the sum of each row, ``[n, 8]`` to ``[n]``, always added in this order; a product with ones is not."""
-    pairs = rows[:, ::2] + rows[:, 1::2]
-    pairs = pairs[:, ::2] + pairs[:, 1::2]
-    return pairs[:, 0] + pairs[:, 1]
+    sums = rows.reshape(-1)
+    for _ in range(_BITS):
+        sums = sums[::2] + sums[1::2]
+    return sums

@@ -91,6 +91,7 @@ class RowStore:
     Attributes:
         specs: one per column.
         row_bytes: bytes of a row in this store; 8 for each variable column.
+        is_variable: whether there are any.
         columns: ``[capacity, *row_shape]`` each; for variable columns uint64 handles ``[capacity]``, 0 for no value.
             Not to be kept: where memory is not sparse they are replaced as the store grows.
         reserved_rows: rows that cursors keep for their next calls.
@@ -115,6 +116,7 @@ class RowStore:
         self._slack_rows = slack_bytes // memory.width
         self._trim_rows = max(1, min(_TRIM_ROWS, _TRIM_BYTES // memory.width))
         self.row_bytes = memory.row_bytes
+        self.is_variable = bool(self._variable)
         self.columns = memory.arrays
         self.reserved_rows = 0
 
@@ -268,7 +270,7 @@ class RowStore:
         else:
             if out is None:
                 out = aligned_empty((len(place), *source.shape[1:]), source.dtype)
-            source.take(place, axis=0, out=out, mode="clip")  # "raise" would copy through a buffer
+            source.take(place, 0, out, "clip")  # "raise" would copy through a buffer
         return out
 
     def gather_variable(self, column: int, rows: Rows) -> VariableRows:
