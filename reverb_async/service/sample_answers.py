@@ -68,6 +68,9 @@ class SampleAnswers:
         """Gather the rows of fresh draws, in a thread when there are many, and return the message to send.
 
         To be called in the step that drew; the rows are the draws' until it returns.
+
+        Raises:
+            DamagedChunks: encoded items cannot be decoded.
         """
         wanted = [[self.declared(part.layout)[1] for part in each.plan.parts] for each in drawn]
         if not self._wanted.together:
@@ -96,7 +99,7 @@ class SampleAnswers:
             sampled = SampledLayout(
                 len(self._layouts),
                 structure,
-                len(layout.stores),
+                layout.num_views,
                 tuple((leaf.view, leaf.squeeze, layout.row_spec(leaf)) for leaf in chosen),
             )
             known = self._layouts[layout] = (sampled, leaves)
@@ -124,7 +127,7 @@ class SampleAnswers:
         else:
             places = self._packer.heads(len(draw), heads)
             for head, part in zip(heads, parts, strict=True):
-                self._packer.columns(places, head, [len(rows) for rows in part.rows])
+                self._packer.columns(places, head, part.totals)
         buffer = self._pool.take(places.nbytes)
         arrays = iter(places.arrays(buffer))
         info = (draw.keys, draw.probabilities, draw.priorities, draw.times_sampled, draw.table_sizes, draw.inserted_at)

@@ -10,6 +10,7 @@ import numpy as np
 
 from reverb_async.core.buffer_pool import BufferPool
 from reverb_async.core.draw import Draw
+from reverb_async.core.encoded import DamagedChunks
 from reverb_async.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted
 from reverb_async.protocol.lending import Lending, Returned
 from reverb_async.protocol.message import Duplex
@@ -158,10 +159,23 @@ class SampleStream:
             if lent is not None:
                 await self._send(*lent)
             else:
-                await self._send(await self._answers.response(drawn))
+                try:
+                    response = await self._answers.response(drawn)
+                except DamagedChunks as damage:
+                    self._take_back(drawn[0].seq)
+                    self._replay.remove_damaged(damage)
+                    continue
+                await self._send(response)
             if self._credits:
                 # Neither drawing nor sending is certain to suspend; without this a fast stream would starve all others.
                 await asyncio.sleep(0)
+
+    def _take_back(self, first: int) -> None:
+        """Undo the draws from number `first` on, of which nothing was sent."""
+        while self._unconsumed and self._unconsumed[-1][0] >= first:
+            self._table.hand_back(self._unconsumed.pop()[1])
+        self._credits += self._seq - first + 1
+        self._seq = first - 1
 
     def _draw_now(self) -> list[Drawn]:
         """Draw for as many credits as go into one message; nothing if the first of them has to wait."""
