@@ -159,16 +159,20 @@ class SampleStream:
             if lent is not None:
                 await self._send(*lent)
             else:
-                try:
-                    response = await self._answers.response(drawn)
-                except DamagedChunks as damage:
-                    self._take_back(drawn[0].seq)
-                    self._replay.remove_damaged(damage)
-                    continue
-                await self._send(response)
+                await self._send_gathered(drawn)
             if self._credits:
                 # Neither drawing nor sending is certain to suspend; without this a fast stream would starve all others.
                 await asyncio.sleep(0)
+
+    async def _send_gathered(self, drawn: list[Drawn]) -> None:
+        """Send batches; or, if items in them turn out to be damaged, remove these: their credits are free again."""
+        try:
+            response = await self._answers.response(drawn)
+        except DamagedChunks as damage:
+            self._take_back(drawn[0].seq)
+            self._replay.remove_damaged(damage)
+            return
+        await self._send(response)
 
     def _take_back(self, first: int) -> None:
         """Undo the draws from number `first` on, of which nothing was sent."""
