@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from reverb_async.core.encoded.layout import CHUNK, ORDINAL, EncodedLayout
 from reverb_async.core.encoded.records import read_slices, split
-from reverb_async.core.encoded.tensor_cache import TENSOR_BITS, DamagedChunks, Tensor
+from reverb_async.core.encoded.tensor_cache import TENSOR_BITS, DamagedChunks, Tensor, size_of
 from reverb_async.core.encoded.values import fitted
 from reverb_async.core.runs import Rows, Runs
 from reverb_async.core.storage import RowStore
@@ -20,11 +20,13 @@ from reverb_async.errors import InvalidArgument
 
 _DECODING_BYTES = 32 << 10
 """Decoding a small tensor takes about as long as copying so much."""
-_GROWTH = 4
+_DECODING_FACTOR = 4
 """Decoding takes about so much longer than copying the same bytes."""
 
 _READ_AT_ONCE = 1 << 20
 """Encoded bytes that are copied out of the store in one go."""
+_HELD_BYTES = 64 << 20
+"""Decoded bytes, beside those of the cache, that wait for being copied together."""
 
 
 class EncodedPart:
@@ -41,7 +43,7 @@ class EncodedPart:
     """
 
     __slots__ = (
-        *("_column", "_keys", "_length", "_offset", "_row", "_start"),
+        *("_bounds", "_keys", "_length", "_offset", "_row"),
         *("count", "layout", "lengths", "nbytes", "positions", "rows", "totals"),
     )
 
@@ -54,40 +56,37 @@ class EncodedPart:
         self.rows = [records.rows(), chunks.rows()]
         slices = read_slices(layout.stores[0].gather_variable(0, self.rows[0]), layout.num_views)
         counts = slices.counts
-        shown = _sums(slices.length, counts.reshape(-1)).reshape(counts.shape)  # rows of each item and column
-        ends = np.cumsum(shown, axis=0)
-        self.totals: list[int] = ends[-1].tolist()
-        self.lengths: list[int | Rows] = []
-        for column, (lowest, highest) in enumerate(
-            zip(shown.min(axis=0).tolist(), shown.max(axis=0).tolist(), strict=True)
-        ):
-            self.lengths.append(lowest if lowest == highest else shown[:, column].copy())
-        chunk_start = np.cumsum(chunks.length) - chunks.length
-        per_item = counts.sum(axis=1)
-        row = self.rows[1][np.repeat(chunk_start, per_item) + slices.position]
-        ordinals = layout.stores[1].columns[ORDINAL][row].astype(np.int64)
-        keys = ordinals << TENSOR_BITS | slices.tensor
-        # A slice starts, in its column, after all items before and the slices before it of the same item and column.
-        before = np.cumsum(slices.length) - slices.length
-        first = np.cumsum(counts.reshape(-1)) - counts.reshape(-1)
-        start = np.repeat((ends - shown).reshape(-1) - before[first], counts.reshape(-1)) + before
-        column_of = np.repeat(np.tile(np.arange(layout.num_views), self.count), counts.reshape(-1))
-        order = np.argsort(keys, kind="stable")  # so that each tensor is fetched once
-        self._keys: NDArray[np.int64] = keys[order]
+        first_chunk = np.repeat(np.cumsum(chunks.length) - chunks.length, counts.sum(axis=1))
+        row = self.rows[1][first_chunk + slices.position]
+        # From here on column after column, so that the slices of a column, in order, make up its rows.
+        if bool((counts == 1).all()):
+            order = np.arange(counts.size).reshape(counts.shape).T.reshape(-1)
+        else:
+            columns = np.tile(np.arange(layout.num_views), self.count)
+            order = np.argsort(np.repeat(columns, counts.reshape(-1)), kind="stable")
         self._row: Rows = row[order]
-        self._column: NDArray[np.int64] = column_of[order]
         self._offset: NDArray[np.int64] = slices.offset[order]
         self._length: NDArray[np.int64] = slices.length[order]
-        self._start: NDArray[np.int64] = start[order]
+        ordinals = layout.stores[1].columns[ORDINAL][self._row].astype(np.int64)
+        self._keys: NDArray[np.int64] = ordinals << TENSOR_BITS | slices.tensor[order]
+        self._bounds: list[int] = [0, *np.cumsum(counts.sum(axis=0)).tolist()]
+        per_column = counts.T.reshape(-1)
+        shown = np.add.reduceat(self._length, np.cumsum(per_column) - per_column).reshape(-1, self.count)
+        self.totals: list[int] = shown.sum(axis=1).tolist()
+        self.lengths: list[int | Rows] = [
+            lowest if lowest == highest else shown[column]
+            for column, (lowest, highest) in enumerate(
+                zip(shown.min(axis=1).tolist(), shown.max(axis=1).tolist(), strict=True)
+            )
+        ]
         self.nbytes = int(nbytes.sum()) + self._effort()
 
     def _effort(self) -> int:
-        at = _firsts(self._keys)
-        missing = self.layout.tensors.missing(self._keys[at].tolist())
+        missing = self.layout.tensors.missing(self._keys.tolist())
         if not missing:
             return 0
-        encoded = int(self.layout.stores[1].bytes_of(np.unique(self._row[at[missing]])).sum())
-        return len(missing) * _DECODING_BYTES + encoded * _GROWTH
+        encoded = int(self.layout.stores[1].bytes_of(np.unique(self._row[missing])).sum())
+        return len(np.unique(self._keys[missing])) * _DECODING_BYTES + encoded * _DECODING_FACTOR
 
     def gather(
         self, leaves: Sequence[int] | None, outs: Sequence[NDArray[np.generic] | None] | None
@@ -101,61 +100,83 @@ class EncodedPart:
         Raises:
             DamagedChunks: some cannot be decoded.
         """
-        specs = self.layout.specs
-        wanted = list(range(len(specs))) if leaves is None else list(leaves)
-        targets: list[Any] = [None] * len(specs)
-        for column, out in zip(wanted, outs or [None] * len(wanted), strict=True):
-            spec = specs[column]
+        specs, bounds = self.layout.specs, self._bounds
+        wanted = range(len(specs)) if leaves is None else leaves
+        targets: list[Any] = []
+        for at, column in enumerate(wanted):
+            spec, total = specs[column], self.totals[column]
             if spec.is_variable:
-                targets[column] = [b""] * self.totals[column]
-            elif out is None:
-                targets[column] = aligned_empty((self.totals[column], *spec.fixed_shape), spec.dtype)
+                targets.append([b""] * total)
             else:
-                targets[column] = out
-        self._fill(targets)
+                out = None if outs is None else outs[at]
+                targets.append(aligned_empty((total, *spec.fixed_shape), spec.dtype) if out is None else out)
+        chosen: slice | NDArray[np.int64] = slice(None)
+        if len(wanted) < len(specs):
+            chosen = np.concatenate([np.arange(bounds[column], bounds[column + 1]) for column in wanted])
+        self._fill(wanted, targets, chosen)
         return [
-            encode_rows(targets[column], specs[column]) if specs[column].is_variable else targets[column]
-            for column in wanted
+            encode_rows(target, specs[column]) if specs[column].is_variable else target
+            for column, target in zip(wanted, targets, strict=True)
         ]
 
-    def _fill(self, targets: Sequence[Any]) -> None:
-        """Copy all slices of columns that have a target there."""
-        wanted = np.array([target is not None for target in targets])[self._column]
-        used = slice(None) if bool(wanted.all()) else np.flatnonzero(wanted)
-        keys, rows = self._keys[used], self._row[used]
-        firsts = _firsts(keys)
-        bounds = [*firsts.tolist(), len(keys)]
-        slices = list(
-            zip(*(each[used].tolist() for each in (self._column, self._start, self._offset, self._length)), strict=True)
-        )
-        specs = self.layout.specs
-        damaged: dict[int, tuple[int, int]] = {}
-        reason = ""
-        distinct = keys[firsts].tolist()
-        for at, (key, row, tensor) in enumerate(self._read(distinct, rows[firsts].tolist())):
-            try:
-                if isinstance(tensor, InvalidArgument):
-                    raise tensor
-                for column, start, offset, length in slices[bounds[at] : bounds[at + 1]]:
-                    targets[column][start : start + length] = fitted(tensor, offset, length, specs[column])
-            except InvalidArgument as error:
-                damaged[row] = (row, key >> TENSOR_BITS)
-                reason = reason or str(error)
+    def _fill(self, wanted: Sequence[int], targets: Sequence[Any], chosen: slice | NDArray[np.int64]) -> None:
+        """Copy the chosen slices, those of wanted columns, to the columns' targets."""
+        keys, first, which = np.unique(self._keys[chosen], return_index=True, return_inverse=True)
+        rows = self._row[chosen][first].tolist()
+        numbers, offsets, lengths = which.tolist(), self._offset[chosen].tolist(), self._length[chosen].tolist()
+        damaged: dict[int, str] = {}
+        for begin, tensors in self._stretches(keys.tolist(), rows):
+            stop = begin + len(tensors)
+            start = 0
+            for column, target in zip(wanted, targets, strict=True):
+                end = start + self._bounds[column + 1] - self._bounds[column]
+                slices = list(zip(numbers[start:end], offsets[start:end], lengths[start:end], strict=True))
+                start = end
+                spec = self.layout.specs[column]
+                if stop - begin == len(keys) and not spec.is_variable:
+                    try:
+                        parts = [tensors[number][offset : offset + length] for number, offset, length in slices]
+                        np.concatenate(parts, out=target, casting="no")
+                        continue
+                    except (TypeError, ValueError):  # Not all are what they should be: have a closer look.
+                        pass
+                at = 0
+                for number, offset, length in slices:
+                    if begin <= number < stop:
+                        tensor = tensors[number - begin]
+                        try:
+                            if isinstance(tensor, InvalidArgument):
+                                raise tensor
+                            target[at : at + length] = fitted(tensor, offset, length, spec)
+                        except InvalidArgument as error:
+                            damaged[number] = str(error)
+                    at += length
         if damaged:
-            raise DamagedChunks(list(damaged.values()), reason)
+            found = {rows[number]: int(keys[number]) >> TENSOR_BITS for number in damaged}
+            raise DamagedChunks(list(found.items()), next(iter(damaged.values())))
 
-    def _read(self, keys: list[int], rows: list[int]) -> Iterator[tuple[int, int, Tensor | InvalidArgument]]:
-        """Yield each tensor, by key, with its chunk's row; or what is wrong with it."""
+    def _stretches(self, keys: list[int], rows: list[int]) -> Iterator[tuple[int, list[Tensor | InvalidArgument]]]:
+        """Yield the tensors with these keys, whose chunks are in `rows`, or what is wrong with them: as many as memory
+        allows, with the number of the first."""
         tensors = self.layout.tensors
         messages = _Messages(self.layout.stores[1], [rows[at] for at in tensors.missing(keys)])
-        for key, row in zip(keys, rows, strict=True):
-            tensor: Tensor | InvalidArgument | None = tensors.get(key)
-            if tensor is None:
-                try:
-                    tensor = tensors.add(key, messages.get(row))
-                except InvalidArgument as error:
-                    tensor = error
-            yield key, row, tensor
+        begin = held = 0
+        stretch: list[Tensor | InvalidArgument] = []
+        for at, tensor in enumerate(tensors.get_all(keys)):
+            if tensor is not None:
+                stretch.append(tensor)
+                continue
+            try:
+                decoded = tensors.add(keys[at], messages.get(rows[at]))
+            except InvalidArgument as error:
+                stretch.append(error)
+                continue
+            stretch.append(decoded)
+            held += size_of(decoded)
+            if held > _HELD_BYTES:
+                yield begin, stretch
+                begin, held, stretch = at + 1, 0, []
+        yield begin, stretch
 
 
 class _Messages:
@@ -188,13 +209,3 @@ class _Messages:
             self._loaded = dict(zip(rows.tolist(), split(found), strict=True))
             message = self._loaded[row]
         return message
-
-
-def _sums(values: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the sums of consecutive stretches of `values`, none of them empty."""
-    return np.add.reduceat(values, np.cumsum(counts) - counts)
-
-
-def _firsts(keys: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return where each of sorted `keys` occurs first."""
-    return np.flatnonzero(np.diff(keys, prepend=-1))

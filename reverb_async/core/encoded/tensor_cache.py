@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
@@ -22,9 +22,12 @@ Decode: TypeAlias = Callable[[memoryview, int], Tensor]
 TENSOR_BITS = 24
 """A chunk has at most 2**24 tensors: a key is ``ordinal << 24 | tensor``, with the chunk's ordinal number."""
 
-_ENTRY_BYTES = 256
-_VALUE_BYTES = 64
+_ENTRY_BYTES = 384
+_VALUE_BYTES = 48
 """What an entry of the cache and a value of a list cost beside their bytes."""
+
+_LOCKED_KEYS = 1024
+"""Looked up before others get their turn."""
 
 
 class DamagedChunks(InvalidArgument):
@@ -63,14 +66,20 @@ class TensorCache:
         kept = self._kept
         return [at for at, key in enumerate(keys) if key not in kept]
 
-    def get(self, key: int) -> Tensor | None:
-        """Return a tensor that is kept."""
-        with self._lock:
-            entry = self._kept.get(key)
-            if entry is None:
-                return None
-            self._kept.move_to_end(key)
-            return entry[0]
+    def get_all(self, keys: Sequence[int]) -> Iterator[Tensor | None]:
+        """Yield tensors; None for those that are not kept."""
+        kept = self._kept
+        for start in range(0, len(keys), _LOCKED_KEYS):
+            found: list[Tensor | None] = []
+            with self._lock:
+                for key in keys[start : start + _LOCKED_KEYS]:
+                    entry = kept.get(key)
+                    if entry is None:
+                        found.append(None)
+                    else:
+                        kept.move_to_end(key)
+                        found.append(entry[0])
+            yield from found
 
     def add(self, key: int, message: memoryview) -> Tensor:
         """Decode a tensor of a chunk, and keep it in place of those read longest ago.
@@ -84,11 +93,9 @@ class TensorCache:
         tensor = decode(message, key & (1 << TENSOR_BITS) - 1)
         if isinstance(tensor, np.ndarray):
             check_values(tensor, "a chunk's tensor")
-            if np.may_share_memory(tensor, np.frombuffer(message, np.uint8)):
+            if tensor.base is not None and np.may_share_memory(tensor, np.frombuffer(message, np.uint8)):
                 tensor = tensor.copy()  # the message is longer, and part of a buffer with others
-            nbytes = tensor.nbytes + _ENTRY_BYTES
-        else:
-            nbytes = sum(map(len, tensor)) + _VALUE_BYTES * len(tensor) + _ENTRY_BYTES
+        nbytes = size_of(tensor) + _ENTRY_BYTES
         if nbytes <= self._max_bytes:
             with self._lock:
                 before = self._kept.pop(key, None)
@@ -99,3 +106,10 @@ class TensorCache:
                 while self.nbytes > self._max_bytes:
                     self.nbytes -= self._kept.popitem(last=False)[1][1]
         return tensor
+
+
+def size_of(tensor: Tensor) -> int:
+    """Return about how much memory a tensor takes."""
+    if isinstance(tensor, np.ndarray):
+        return tensor.nbytes
+    return sum(map(len, tensor)) + _VALUE_BYTES * len(tensor)
