@@ -13,6 +13,7 @@ from reverb_async.core.encoded.records import read_slices, split
 from reverb_async.core.encoded.tensor_cache import TENSOR_BITS, DamagedChunks, Tensor, size_of
 from reverb_async.core.encoded.values import fitted
 from reverb_async.core.runs import Rows, Runs
+from reverb_async.core.spec import ArraySpec
 from reverb_async.core.storage import RowStore
 from reverb_async.core.storage.backing import aligned_empty
 from reverb_async.core.variable import VariableRows, encode_rows
@@ -27,6 +28,9 @@ _READ_AT_ONCE = 1 << 20
 """Encoded bytes that are copied out of the store in one go."""
 _HELD_BYTES = 64 << 20
 """Decoded bytes, beside those of the cache, that wait for being copied together."""
+
+_Slice = tuple[int, int, int]
+"""Number of the tensor among those that are read, first row, rows."""
 
 
 class EncodedPart:
@@ -123,41 +127,27 @@ class EncodedPart:
         """Copy the chosen slices, those of wanted columns, to the columns' targets."""
         keys, first, which = np.unique(self._keys[chosen], return_index=True, return_inverse=True)
         rows = self._row[chosen][first].tolist()
-        numbers, offsets, lengths = which.tolist(), self._offset[chosen].tolist(), self._length[chosen].tolist()
+        offsets, lengths = self._offset[chosen].tolist(), self._length[chosen].tolist()
+        slices = list(zip(which.tolist(), offsets, lengths, strict=True))
         damaged: dict[int, str] = {}
         for begin, tensors in self._stretches(keys.tolist(), rows):
-            stop = begin + len(tensors)
+            is_whole = len(tensors) == len(keys)
             start = 0
             for column, target in zip(wanted, targets, strict=True):
-                end = start + self._bounds[column + 1] - self._bounds[column]
-                slices = list(zip(numbers[start:end], offsets[start:end], lengths[start:end], strict=True))
-                start = end
                 spec = self.layout.specs[column]
-                if stop - begin == len(keys) and not spec.is_variable:
-                    try:
-                        parts = [tensors[number][offset : offset + length] for number, offset, length in slices]
-                        np.concatenate(parts, out=target, casting="no")
-                        continue
-                    except (TypeError, ValueError):  # Not all are what they should be: have a closer look.
-                        pass
-                at = 0
-                for number, offset, length in slices:
-                    if begin <= number < stop:
-                        tensor = tensors[number - begin]
-                        try:
-                            if isinstance(tensor, InvalidArgument):
-                                raise tensor
-                            target[at : at + length] = fitted(tensor, offset, length, spec)
-                        except InvalidArgument as error:
-                            damaged[number] = str(error)
-                    at += length
+                mine = slices[start : start + self._bounds[column + 1] - self._bounds[column]]
+                start += len(mine)
+                if not (is_whole and not spec.is_variable and _join(tensors, mine, target)):
+                    damaged.update(_copy(tensors, begin, mine, target, spec))
         if damaged:
             found = {rows[number]: int(keys[number]) >> TENSOR_BITS for number in damaged}
             raise DamagedChunks(list(found.items()), next(iter(damaged.values())))
 
     def _stretches(self, keys: list[int], rows: list[int]) -> Iterator[tuple[int, list[Tensor | InvalidArgument]]]:
-        """Yield the tensors with these keys, whose chunks are in `rows`, or what is wrong with them: as many as memory
-        allows, with the number of the first."""
+        """Yield the tensors with these keys, whose chunks are in `rows`, or what is wrong with them.
+
+        They come in lists, as many as memory allows, each with the number of its first.
+        """
         tensors = self.layout.tensors
         messages = _Messages(self.layout.stores[1], [rows[at] for at in tensors.missing(keys)])
         begin = held = 0
@@ -177,6 +167,39 @@ class EncodedPart:
                 yield begin, stretch
                 begin, held, stretch = at + 1, 0, []
         yield begin, stretch
+
+
+def _join(tensors: Sequence[Any], slices: Sequence[_Slice], target: NDArray[Any]) -> bool:
+    """Copy all slices of a column in one call; return False, so that each is looked at, if some do not fit."""
+    try:
+        parts = [tensors[number][offset : offset + length] for number, offset, length in slices]
+        np.concatenate(parts, out=target, casting="no")
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _copy(
+    tensors: Sequence[Tensor | InvalidArgument], begin: int, slices: Sequence[_Slice], target: Any, spec: ArraySpec
+) -> dict[int, str]:
+    """Copy the slices of a column that are in `tensors`, the first of which is number `begin`.
+
+    Returns:
+        By number, what is wrong with tensors.
+    """
+    damaged = {}
+    at = 0
+    for number, offset, length in slices:
+        if begin <= number < begin + len(tensors):
+            tensor = tensors[number - begin]
+            try:
+                if isinstance(tensor, InvalidArgument):
+                    raise tensor
+                target[at : at + length] = fitted(tensor, offset, length, spec)
+            except InvalidArgument as error:
+                damaged[number] = str(error)
+        at += length
+    return damaged
 
 
 class _Messages:

@@ -37,6 +37,12 @@ class TestChunks:
         state.mutate(written.keys[:0], np.zeros(0), written.keys)
         assert stored(encoded) == (0, 0)
 
+    def test_may_be_empty_and_few(self, encoded: EncodedItems) -> None:
+        rows = add(encoded, b"")
+        assert len(add(encoded)) == 0
+        assert stored(encoded) == (0, 1)
+        encoded.drop(rows)
+
     def test_have_their_keys_and_numbers_that_never_come_back(self, encoded: EncodedItems) -> None:
         store = encoded.stores[1]
         seen: list[int] = []
