@@ -50,6 +50,9 @@ class _Pipe:
         self._messages.append(message)
         self._changed.notify_all()
 
+    def __len__(self) -> int:
+        return len(self._messages)
+
     async def get(self) -> Message | None:
         """Return the next message, or None after the last."""
         await self._changed.wait_for(lambda: self._messages or self._broken or self._ended)
@@ -86,6 +89,10 @@ class _End(Duplex):
 
     def try_send(self, message: Message) -> bool:
         return self._outgoing.try_put(message)
+
+    @property
+    def has_unread(self) -> bool:
+        return len(self._incoming) > 0
 
     async def receive(self) -> Message | None:
         return await self._incoming.get()

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
-from reverb_async.core.storage.backing import ALIGNMENT
+from reverb_async.core.storage.backing import ALIGNMENT, address_of
 
 _SMALL_BYTES = 128 << 10
 """Up to here the allocator keeps its memory warm by itself."""
@@ -61,7 +61,7 @@ def _room(size: int) -> NDArray[np.uint8]:
 
 def _aligned(room: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     # A slice, and every view of it, refers to the array that owns the memory, and to nothing in between.
-    start = -room.ctypes.data % ALIGNMENT
+    start = -address_of(room) % ALIGNMENT
     return room[start : start + size]
 
 

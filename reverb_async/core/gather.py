@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from reverb_async.core.encoded.layout import EncodedLayout
 from reverb_async.core.encoded.part import EncodedPart
 from reverb_async.core.item import ItemLayout
-from reverb_async.core.runs import Rows
+from reverb_async.core.runs import Rows, as_run
 from reverb_async.core.slots import Slots
 from reverb_async.core.variable import VariableRows
 
@@ -88,7 +88,8 @@ class GatherPlan:
                 rows.append(runs.first if shared == 1 and not runs.pieces else runs.rows())
                 nbytes += len(rows[-1]) * store.row_bytes
             # Rows know nothing of the size of variable values, items do.
-            self.nbytes += max(nbytes, int(slots.nbytes[mine].sum()))
+            kept = slots.nbytes[mine]
+            self.nbytes += max(nbytes, kept.item(0) if len(kept) == 1 else int(kept.sum()))
             self.parts.append(Part(layout, len(mine), positions, lengths, rows))
 
     def pin(self) -> None:
@@ -128,12 +129,13 @@ class GatherPlan:
             chosen = layout.leaves if leaves is None else [layout.leaves[leaf] for leaf in leaves]
             into = [None] * len(chosen) if outs is None else outs[at]
             columns: list[NDArray[np.generic] | VariableRows] = []
+            places = [as_run(rows) or rows for rows in part.rows]
             for leaf, out in zip(chosen, into, strict=True):
                 store, rows = layout.stores[leaf.view], part.rows[leaf.view]
                 if out is None and store.specs[leaf.column].is_variable:
                     columns.append(store.gather_variable(leaf.column, rows))
                 else:
-                    columns.append(store.gather(leaf.column, rows, out))
+                    columns.append(store.gather(leaf.column, places[leaf.view], out))
             pieces.append(Piece(layout, part.positions, part.lengths, columns))
         return pieces
 

@@ -37,10 +37,16 @@ def in_order(slots: Rows) -> tuple[Rows, Rows] | None:
     return both >> 32, both & 0xFFFF_FFFF
 
 
+_ONCE = np.ones(1, np.int32)
+_ONCE.flags.writeable = False
+
+
 def occurrence(slots: Rows) -> NDArray[np.int32]:
     """Return, for each position, how often its slot has occurred so far, itself included; int32 ``[n]``."""
     n = len(slots)
-    if n < 2 or (sorted_slots := in_order(slots)) is None:
+    if n < 2:
+        return _ONCE[:n]
+    if (sorted_slots := in_order(slots)) is None:
         return np.ones(n, np.int32)
     ordered, positions = sorted_slots
     new = np.ones(n, bool)

@@ -259,7 +259,7 @@ class TableState:
         seen = items.records.take(slots)
         times = seen["times_sampled"] + occurrence(slots)
         items.times_sampled[slots] = times  # the last of duplicates is the highest, and is what stays
-        self.num_unique_samples += int(np.count_nonzero(times == 1))
+        self.num_unique_samples += int(times.item(0) == 1 if len(times) == 1 else np.count_nonzero(times == 1))
         if self.max_times_sampled >= 1:
             np.add.at(items.unsettled, slots, np.int32(1))
         return Draw(

@@ -89,6 +89,11 @@ class Duplex(Protocol):
         """Hand a message over if that can be done whole, at once and after all earlier ones; return whether it was."""
         return False
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether the peer has sent more than was received: perhaps only a part of a message."""
+        return False
+
     async def receive(self) -> Message | None:
         """Return the next message, or None once the peer has ended its side."""
 

@@ -15,6 +15,7 @@ lengths]``, with -1 for a view whose items differ. Several batches in one entry 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,11 +47,13 @@ class Places:
         nbytes: size of the buffer.
     """
 
-    __slots__ = ("_places", "nbytes")
+    __slots__ = ("_names", "_places", "_record", "nbytes")
 
     def __init__(self) -> None:
         self.nbytes = 0
         self._places: list[Place] = []
+        self._record: np.dtype[np.void] | None = None
+        self._names: list[str] = []
 
     def __len__(self) -> int:
         return len(self._places)
@@ -61,8 +64,22 @@ class Places:
         self._places.append((shape, dtype, start))
         self.nbytes = start + math.prod(shape) * dtype.itemsize
 
+    def settle(self) -> None:
+        """Prepare for many buffers: the fields of a record are found in a third of the time that arrays are made in."""
+        shapes, dtypes, starts = zip(*self._places, strict=True)
+        self._names = [str(at) for at in range(len(self._places))]
+        formats = list(zip(dtypes, shapes, strict=True))
+        # NumPy refuses sizes and extents beyond a C int.
+        with contextlib.suppress(ValueError):
+            self._record = np.dtype(
+                {"names": self._names, "formats": formats, "offsets": starts, "itemsize": self.nbytes}
+            )
+
     def arrays(self, buffer: NDArray[np.uint8], start: int = 0) -> list[NDArray[Any]]:
         """Return the arrays, from number `start` on, as views of `buffer`, which has `nbytes` or more."""
+        if self._record is not None and not start:
+            record = np.ndarray((), self._record, buffer)
+            return [record[name] for name in self._names]
         return [np.ndarray(shape, dtype, buffer, offset) for shape, dtype, offset in self._places[start:]]
 
 
@@ -105,6 +122,7 @@ class Packer:
                 self._known.clear()
             places = self._known[key] = self.heads(head.items, [head])
             self.columns(places, head, [head.items * length for length in head.lengths])
+            places.settle()
         return places
 
     def heads(self, items: int, pieces: Sequence[PieceHead]) -> Places:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -49,6 +50,25 @@ class Drawn:
     plan: GatherPlan
 
 
+@dataclass(slots=True)
+class Gathering:
+    """A response whose rows a thread still copies.
+
+    Attributes:
+        rows: the pieces of each plan, once they are copied.
+        finish: makes the response of them.
+        first: the number of the first batch in it.
+    """
+
+    rows: asyncio.Future[list[list[Piece]]]
+    finish: Callable[[list[list[Piece]]], SampleResponse]
+    first: int
+
+    async def response(self) -> SampleResponse:
+        """Wait for the rows; return the message to send. Raises `DamagedChunks` as `SampleAnswers.response` does."""
+        return self.finish(await asyncio.shield(self.rows))  # When this stream is cancelled, the thread goes on.
+
+
 class SampleAnswers:
     """Makes the responses of one stream.
 
@@ -64,29 +84,19 @@ class SampleAnswers:
         self._undeclared: list[SampledLayout] = []
         self._packer = Packer()
 
-    async def response(self, drawn: Sequence[Drawn]) -> SampleResponse:
+    def response(self, drawn: Sequence[Drawn]) -> SampleResponse | Gathering:
         """Gather the rows of fresh draws, in a thread when there are many, and return the message to send.
 
-        To be called in the step that drew; the rows are the draws' until it returns.
+        To be called in the step that drew; the rows are the draws' until they are gathered.
 
         Raises:
             DamagedChunks: encoded items cannot be decoded.
         """
         wanted = [[self.declared(part.layout)[1] for part in each.plan.parts] for each in drawn]
         if not self._wanted.together:
-            batches = []
-            for each, pieces in zip(drawn, await _gather(drawn, wanted, [None] * len(drawn)), strict=True):
-                batches.append(self._plain(each, pieces))
-            return SampleResponse(self.declarations(), batches)
-        packed, outs = [], []
-        for each in drawn:
-            entry, out = self._lay_out(each)
-            packed.append(entry)
-            outs.append(out)
-        for entry, pieces in zip(packed, await _gather(drawn, wanted, outs), strict=True):
-            columns = (column for piece in pieces for column in piece.columns)
-            entry.variable = [column for column in columns if isinstance(column, VariableRows)]
-        return SampleResponse(self.declarations(), packed=packed)
+            return _gather(drawn, wanted, [None] * len(drawn), partial(self._plain, drawn))
+        laid_out = [self._lay_out(each) for each in drawn]
+        return _gather(drawn, wanted, [outs for _, outs in laid_out], partial(self._packed, laid_out))
 
     def declared(self, layout: ItemLayout) -> tuple[SampledLayout, list[int]]:
         """Return the stream's name for a layout and the leaves wanted of it."""
@@ -111,9 +121,19 @@ class SampleAnswers:
         declared, self._undeclared = self._undeclared, []
         return declared
 
-    def _plain(self, drawn: Drawn, pieces: list[Piece]) -> SampledBatch:
-        sampled = [SampledPiece.of(self.declared(piece.layout)[0], piece) for piece in pieces]
-        return SampledBatch.of(drawn.seq, drawn.draw, sampled)
+    def _plain(self, drawn: Sequence[Drawn], gathered: list[list[Piece]]) -> SampleResponse:
+        batches = []
+        for each, pieces in zip(drawn, gathered, strict=True):
+            sampled = [SampledPiece.of(self.declared(piece.layout)[0], piece) for piece in pieces]
+            batches.append(SampledBatch.of(each.seq, each.draw, sampled))
+        return SampleResponse(self.declarations(), batches)
+
+    def _packed(self, laid_out: list[tuple[PackedBatches, Outs]], gathered: list[list[Piece]]) -> SampleResponse:
+        entries = [entry for entry, _ in laid_out]
+        for entry, pieces in zip(entries, gathered, strict=True):
+            columns = (column for piece in pieces for column in piece.columns)
+            entry.variable = [column for column in columns if isinstance(column, VariableRows)]
+        return SampleResponse(self.declarations(), packed=entries)
 
     def _lay_out(self, drawn: Drawn) -> tuple[PackedBatches, Outs]:
         """Return an entry without its columns, and the places for those of fixed rows."""
@@ -147,9 +167,12 @@ class SampleAnswers:
         return PackedBatches(drawn.seq, drawn.count, size, draw.rate_limited, heads, buffer, []), outs
 
 
-async def _gather(
-    drawn: Sequence[Drawn], wanted: Sequence[Sequence[Sequence[int]]], outs: Sequence[Outs | None]
-) -> list[list[Piece]]:
+def _gather(
+    drawn: Sequence[Drawn],
+    wanted: Sequence[Sequence[Sequence[int]]],
+    outs: Sequence[Outs | None],
+    finish: Callable[[list[list[Piece]]], SampleResponse],
+) -> SampleResponse | Gathering:
     """Copy the rows of all draws out, see `GatherPlan.run`."""
     plans = [each.plan for each in drawn]
 
@@ -160,13 +183,13 @@ async def _gather(
         for plan in plans:
             plan.unpin()
 
-    if sum(plan.nbytes for plan in plans) <= MAX_INLINE_GATHER_BYTES:
-        return run()
+    if sum([plan.nbytes for plan in plans]) <= MAX_INLINE_GATHER_BYTES:
+        return finish(run())
     for plan in plans:
         plan.pin()
-    gathering = asyncio.get_running_loop().run_in_executor(None, run)
-    gathering.add_done_callback(unpin)
-    return await asyncio.shield(gathering)  # When this stream is cancelled, the thread still reads the rows.
+    rows = asyncio.get_running_loop().run_in_executor(None, run)
+    rows.add_done_callback(unpin)
+    return Gathering(rows, finish, drawn[0].seq)
 
 
 def _selected(layout: ItemLayout, columns: list[Path] | None) -> tuple[Structure, list[int]]:

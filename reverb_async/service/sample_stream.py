@@ -12,13 +12,13 @@ from reverb_async.core.buffer_pool import BufferPool
 from reverb_async.core.draw import Draw
 from reverb_async.core.encoded import DamagedChunks
 from reverb_async.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted
-from reverb_async.protocol.lending import Lending, Returned
-from reverb_async.protocol.message import Duplex
+from reverb_async.protocol.lending import Returned
+from reverb_async.protocol.message import Duplex, Message
 from reverb_async.protocol.sampling import SampleRequest, SampleResponse, Subscription
 from reverb_async.replay import Replay
 from reverb_async.service.leases import Leases
 from reverb_async.service.lender import Lender
-from reverb_async.service.sample_answers import MAX_INLINE_GATHER_BYTES, Drawn, SampleAnswers
+from reverb_async.service.sample_answers import MAX_INLINE_GATHER_BYTES, Drawn, Gathering, SampleAnswers
 from reverb_async.service.tasks import first_error
 from reverb_async.table import Table
 from reverb_async.waiting import Deadline
@@ -58,6 +58,8 @@ class SampleStream:
         self._withdrawn = 0
         self._deadline: Deadline | None = None
         self._ending = False
+        self._answering = False
+        self._begun: Gathering | Message | None = None
         self._notices: set[asyncio.Task[None]] = set()
         self._sending = asyncio.Lock()
         self._table: Table
@@ -83,6 +85,8 @@ class SampleStream:
                     self._work_off(request)
                     if self._ending:
                         break
+                    if self._credits and not self._answering:
+                        self._answer_now()
                     message = await self._duplex.receive()
                     if message is None:
                         break
@@ -113,7 +117,6 @@ class SampleStream:
         if request.credits:
             self._credits += request.credits
         self._ending = request.end
-        self._asked.set()
 
     def _hand_back(self, seq: int) -> None:
         """Take back a batch that its client could not read."""
@@ -132,58 +135,85 @@ class SampleStream:
         await asyncio.wait({answering}, timeout=_FAREWELL_S)
         answering.cancel()
 
+    def _answer_now(self) -> None:
+        """Send one message in the step that has read its request; what has to wait, and the rest, is for the task.
+
+        If more requests are there already, all is for the task: it answers several together, and gives way to other
+        streams, while receiving would go on without.
+        """
+        if not self._duplex.has_unread and (drawn := self._draw_now()):
+            self._begun = self._begin(drawn)
+            if isinstance(self._begun, Message) and not self._sending.locked() and self._duplex.try_send(self._begun):
+                self._begun = None
+        if self._begun is not None or self._credits:
+            self._answering = True
+            self._asked.set()
+
     async def _answer(self, tasks: asyncio.TaskGroup) -> None:
-        """Answer credits, one batch each, in order."""
+        """Answer credits, one batch each, in order, as far as `_answer_now` has not."""
 
         def tell(reason: str) -> None:
-            notice = tasks.create_task(self._send(SampleResponse(waiting=reason)))
+            notice = tasks.create_task(self._send(SampleResponse(waiting=reason).to_message()))
             self._notices.add(notice)
             notice.add_done_callback(self._notices.discard)
 
         while True:
-            while not self._credits and not self._ending:
+            while self._begun is None and not self._credits and not self._ending:
+                self._answering = False
                 self._asked.clear()
                 await self._asked.wait()
             if self._ending:
                 return
-            if len(self._unconsumed) >= MAX_UNCONSUMED_BATCHES:
-                raise ResourceExhausted(f"{len(self._unconsumed)} batches were sent and not acknowledged")
-            drawn = self._draw_now()
-            if not drawn:
+            begun, self._begun = self._begun, None
+            if begun is None:
                 try:
-                    drawn = [await self._draw_waiting(tell)]
+                    begun = self._begin(self._draw_now() or [await self._draw_waiting(tell)])
                 except DeadlineExceeded as error:
-                    await self._send(SampleResponse(failed=[(self._seq, error.to_map())]))
-                    continue
-            lent = self._lend(drawn)
-            if lent is not None:
-                await self._send(*lent)
-            else:
-                await self._send_gathered(drawn)
+                    begun = SampleResponse(failed=[(self._seq, error.to_map())]).to_message()
+            if isinstance(begun, Gathering):
+                begun = await self._finish(begun)
+            if begun is not None:
+                await self._send(begun)
             if self._credits:
                 # Neither drawing nor sending is certain to suspend; without this a fast stream would starve all others.
                 await asyncio.sleep(0)
 
-    async def _send_gathered(self, drawn: list[Drawn]) -> None:
-        """Send batches; or, if items in them turn out to be damaged, remove these: their credits are free again."""
+    def _begin(self, drawn: list[Drawn]) -> Gathering | Message | None:
+        """Lend or gather the rows of fresh draws; call it in the step that drew. None: see `_remove_damaged`."""
+        lent = self._lend(drawn)
+        if lent is not None:
+            return lent
         try:
-            response = await self._answers.response(drawn)
+            response = self._answers.response(drawn)
         except DamagedChunks as damage:
-            self._take_back(drawn[0].seq)
-            self._replay.remove_damaged(damage)
-            return
-        await self._send(response)
+            self._remove_damaged(drawn[0].seq, damage)
+            return None
+        return response if isinstance(response, Gathering) else response.to_message()
 
-    def _take_back(self, first: int) -> None:
-        """Undo the draws from number `first` on, of which nothing was sent."""
+    async def _finish(self, gathering: Gathering) -> Message | None:
+        """Return what a thread has gathered."""
+        try:
+            return (await gathering.response()).to_message()
+        except DamagedChunks as damage:
+            self._remove_damaged(gathering.first, damage)
+            return None
+
+    def _remove_damaged(self, first: int, damage: DamagedChunks) -> None:
+        """Undo the draws from number `first` on, of which nothing was sent, and remove items that cannot be read.
+
+        The credits are free again, for other items.
+        """
         while self._unconsumed and self._unconsumed[-1][0] >= first:
             self._table.hand_back(self._unconsumed.pop()[1])
         self._credits += self._seq - first + 1
         self._seq = first - 1
+        self._replay.remove_damaged(damage)
 
     def _draw_now(self) -> list[Drawn]:
         """Draw for as many credits as go into one message; nothing if the first of them has to wait."""
         table, size = self._table, self._wanted.batch_size
+        if len(self._unconsumed) >= MAX_UNCONSUMED_BATCHES:
+            raise ResourceExhausted(f"{len(self._unconsumed)} batches were sent and not acknowledged")
         draw = table.sample_now(size, self._most_together())
         if draw is None:
             return []
@@ -213,13 +243,17 @@ class SampleStream:
             return 1
         return max(1, min(most, MAX_TOGETHER_ITEMS // size, MAX_TOGETHER_BYTES // max(1, nbytes)))
 
-    def _lend(self, drawn: list[Drawn]) -> tuple[SampleResponse, Lending] | None:
+    def _lend(self, drawn: list[Drawn]) -> Message | None:
         """Let the client copy a fresh draw's rows by itself; None if that does not pay or is not allowed."""
         if len(drawn) > 1 or drawn[0].count > 1:
             return None
         declared = [self._answers.declared(part.layout) for part in drawn[0].plan.parts]
         lending = self._lender.lend(drawn[0].seq, drawn[0].draw, drawn[0].plan, declared)
-        return None if lending is None else (SampleResponse(self._answers.declarations()), lending)
+        if lending is None:
+            return None
+        message = SampleResponse(self._answers.declarations()).to_message()
+        lending.put(message)
+        return message
 
     async def _draw_waiting(self, tell: Callable[[str], None]) -> Drawn:
         """Draw one batch, waiting for the rate limiter until the client withdraws it."""
@@ -235,9 +269,6 @@ class SampleStream:
         self._unconsumed.append((self._seq, draw))
         return Drawn(self._seq, 1, draw, self._table.plan(draw))
 
-    async def _send(self, response: SampleResponse, lending: Lending | None = None) -> None:
+    async def _send(self, message: Message) -> None:
         async with self._sending:
-            message = response.to_message()
-            if lending is not None:
-                lending.put(message)
             await self._duplex.send(message)

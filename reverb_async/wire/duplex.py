@@ -66,6 +66,11 @@ class _GrpcDuplex(abc.ABC):
         """
         return not self._aborted and message.nbytes <= JOINED_BYTES and self._try_send(message)
 
+    @property
+    @abc.abstractmethod
+    def has_unread(self) -> bool:
+        """Whether the peer has sent more than was received: perhaps only a part of a message."""
+
     async def receive(self) -> Message | None:
         """Return the next message, None once the peer has ended its side with success.
 
@@ -158,6 +163,11 @@ class GrpcServerDuplex(_GrpcDuplex):
     def _receive_part(self) -> Coroutine[Any, Any, Body | None]:
         return self._transport.receive()
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether the peer has sent more than was received: perhaps only a part of a message."""
+        return self._transport.buffer.has_unread
+
     async def _end(self) -> None:
         await self._stream.send_trailing_metadata()
 
@@ -188,6 +198,11 @@ class GrpcClientDuplex(_GrpcDuplex):
 
     def _receive_part(self) -> Coroutine[Any, Any, Body | None]:
         return self._call.receive_body()
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether the peer has sent more than was received: perhaps only a part of a message."""
+        return self._call.has_unread
 
     async def _end(self) -> None:
         await self._call.end()

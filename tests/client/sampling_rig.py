@@ -54,6 +54,10 @@ class PlayedStream:
         self.sent.append(message)
         return True
 
+    @property
+    def has_unread(self) -> bool:
+        return not self._answers.empty()
+
     async def receive(self) -> Message | None:
         answer = await self._answers.get()
         if isinstance(answer, ReplayError):
@@ -171,6 +175,10 @@ class BreakableDuplex:
     def try_send(self, message: Message) -> bool:
         self._check()
         return self._inner.try_send(message)
+
+    @property
+    def has_unread(self) -> bool:
+        return self._inner.has_unread
 
     async def receive(self) -> Message | None:
         message = await self._inner.receive()

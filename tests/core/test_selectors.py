@@ -436,3 +436,15 @@ def test_options_are_those_of_reverb() -> None:
 def test_unknown_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(InvalidArgument, match="no selector has the options"):
         from_options(options)
+
+
+def test_uniform_draws_one_by_one_what_it_draws_together() -> None:
+    state = Uniform().build(100)
+    state.insert(np.arange(10, 73), np.ones(63))
+    together, probabilities = state.sample(500, np.random.default_rng(3))
+    rng = np.random.default_rng(3)
+    singles = [state.sample(1, rng) for _ in range(500)]
+    assert [slots.item() for slots, _ in singles] == together.tolist()
+    assert {(slots.dtype, each.dtype, each.item()) for slots, each in singles} == {
+        (together.dtype, probabilities.dtype, probabilities[0])
+    }

@@ -66,6 +66,32 @@ async def test_received_buffers_are_owned_by_the_client_and_views_on_the_server(
         await transport.close()
 
 
+async def test_both_ends_know_whether_more_was_sent_than_they_received():
+    async def take_two(duplex):
+        for number in range(2):
+            await until(lambda: duplex.has_unread)
+            assert (await duplex.receive()).header == {"n": number}
+        assert not duplex.has_unread
+
+    async def serve(duplex):
+        await take_two(duplex)
+        for number in range(2):
+            await duplex.send(Message({"n": number}))
+        assert await duplex.receive() is None
+
+    async with serving(Service(Sample=serve)) as (_, address):
+        transport = GrpcTransport(address)
+        duplex = await transport.open("sample")
+        assert not duplex.has_unread
+        for number in range(2):
+            await duplex.send(Message({"n": number}))
+        await take_two(duplex)
+        await duplex.end()
+        assert await duplex.receive() is None
+        duplex.abort()
+        await transport.close()
+
+
 async def test_many_streams_share_a_connection():
     async with serving(Service(Update=echo)) as (server, address):
         transport = GrpcTransport(address)

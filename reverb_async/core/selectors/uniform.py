@@ -124,6 +124,8 @@ class UniformState:
         """Draw `n` slots, each with probability ``1 / len(self)``; see `SelectorState`."""
         if not self._size:
             raise refuse_empty()
+        if n == 1:  # the same draw; with a size it takes four times as long
+            return np.array([self._slots.item(rng.integers(self._size))]), np.array([1.0 / self._size])
         drawn = self._slots.take(rng.integers(self._size, size=n))
         return drawn.astype(np.int64), np.full(n, 1.0 / self._size)
 

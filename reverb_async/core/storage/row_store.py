@@ -248,8 +248,10 @@ class RowStore:
             self._memory.give_back(*run)
         return self._extents.idle_rows > slack
 
-    def gather(self, column: int, rows: Rows, out: Column | None = None) -> Column:
+    def gather(self, column: int, rows: Rows | slice, out: Column | None = None) -> Column:
         """Copy `rows` of a column of fixed size into `out`, by default a new 64-byte aligned array.
+
+        Who gathers several columns asks for `as_run` once, and passes the slice if it is one.
 
         Returns:
             The copies, ``[len(rows), *row_shape]``.
@@ -257,13 +259,16 @@ class RowStore:
         Safe in a thread while the caller's pins hold the rows.
         """
         source = self.columns[column]
-        if out is None:
-            out = aligned_empty((len(rows), *source.shape[1:]), source.dtype)
-        run = as_run(rows)
-        if run is not None:
-            out[...] = source[run]
+        place = rows if isinstance(rows, slice) else as_run(rows) or rows
+        if isinstance(place, slice):
+            taken = source[place]
+            if out is None:
+                out = aligned_empty(taken.shape, source.dtype)
+            out[...] = taken
         else:
-            source.take(rows, axis=0, out=out, mode="clip")  # "raise" would copy through a buffer
+            if out is None:
+                out = aligned_empty((len(place), *source.shape[1:]), source.dtype)
+            source.take(place, axis=0, out=out, mode="clip")  # "raise" would copy through a buffer
         return out
 
     def gather_variable(self, column: int, rows: Rows) -> VariableRows:

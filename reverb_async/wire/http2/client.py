@@ -135,6 +135,11 @@ class Call:
         assert not self._ended
         return self._stream.try_send_message(message)
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether the server has sent more than was received: perhaps only a part of a message."""
+        return self._stream.buffer.has_unread
+
     async def receive(self, message_type: type) -> Any:
         """Return the next message, None once the server has ended the call with success. Cancelling loses nothing.
 

@@ -56,6 +56,11 @@ class MessageBuffer:
         self._dropped = False
         self._waiter: asyncio.Future[None] | None = None
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether there is a whole message, or more than is looked at before some were read."""
+        return bool(self._messages or self._backlog)
+
     async def message(self) -> Body | None:
         """Return the next message, None at the end of the stream. Cancelling loses nothing.
 

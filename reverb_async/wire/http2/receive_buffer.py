@@ -32,6 +32,11 @@ class ReceiveBuffer:
         self._ended = True
         self._wake()
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether there is anything to read."""
+        return bool(self._unread or self._taken)
+
     async def read(self, size: int) -> bytes:
         """Return the next `size` bytes, fewer only at the end of the stream. Cancelling loses nothing."""
         while self._taken_size < size:

@@ -54,6 +54,9 @@ def test_what_is_written_is_gathered(kind: type[Backing], n: int) -> None:
     out = np.empty((n, 4), np.float32)
     assert store.gather(0, rows, out) is out
     assert (out == rows[:, None]).all()
+    assert store.gather(0, slice(1, 3)).shape == (2, 4)
+    for row in rows[:1].tolist():
+        assert store.gather(0, slice(row, row + 1)).tolist() == [[row] * 4]
 
 
 def test_scattered_rows_are_written_where_they_belong() -> None:
