@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 
+from reverb_async.compat.limits import MAX_COLUMNS, MAX_KEYS, MAX_SLICES, PartCounter
 from reverb_async.compat.messages import ChunkView, ColumnView, InsertRequest, ItemView, Slice
 from reverb_async.compat.scanning import (
     FIXED64,
@@ -19,43 +20,8 @@ from reverb_async.compat.scanning import (
     text,
 )
 from reverb_async.compat.tensors import TensorHead, read_head
+from reverb_async.compat.usual_layout import match_chunk, match_item
 from reverb_async.errors import InvalidArgument
-
-MAX_COLUMNS = 16_384
-"""Columns per item, and tensors per chunk: as many as native structures have leaves."""
-
-MAX_SLICES = 65_536
-"""Slices per item."""
-
-MAX_KEPT = 1 << 20
-"""Keys of chunks to keep per request."""
-
-MAX_PARTS = 1 << 21
-_FREE_PARTS = 1 << 16
-_BYTES_PER_PART = 12
-
-
-class PartCounter:
-    """Counts what takes memory of its own once read: a few hostile bytes each would become hundreds.
-
-    Honest chunks, items and columns take some 17 bytes and more each, as their keys are random.
-    """
-
-    def __init__(self, nbytes: int) -> None:
-        self._limit = min(_FREE_PARTS + nbytes // _BYTES_PER_PART, MAX_PARTS)
-        self._left = self._limit
-
-    def add(self, count: int) -> None:
-        """Count chunks, tensors, items or slices.
-
-        Raises:
-            InvalidArgument: there are too many for the size of the message.
-        """
-        self._left -= count
-        if self._left < 0:
-            raise InvalidArgument(
-                f"the message has more than {self._limit} chunks, tensors, items and slices, too many for its size"
-            )
 
 
 def read_insert_request(message: Data) -> InsertRequest:
@@ -77,7 +43,7 @@ def read_insert_request(message: Data) -> InsertRequest:
             expect(wire_type, LENGTH, "InsertStreamRequest.items", stop)
             items.append(read_item(data, value, stop, parts))
         elif number == 3:
-            add_numbers(kept, data, (wire_type, value, stop), "InsertStreamRequest.keep_chunk_keys", limit=MAX_KEPT)
+            add_numbers(kept, data, (wire_type, value, stop), "InsertStreamRequest.keep_chunk_keys", limit=MAX_KEYS)
     return InsertRequest(chunks, items, kept.tolist())
 
 
@@ -87,6 +53,10 @@ def read_chunk(data: memoryview, start: int, stop: int, parts: PartCounter) -> C
     Raises:
         InvalidArgument: it is malformed, or has too many tensors.
     """
+    usual = match_chunk(data, start, stop)
+    if usual is not None:
+        parts.add(1 + len(usual.tensors))
+        return usual
     key = episode_id = first = last = 0
     delta = False
     heads: list[TensorHead] = []
@@ -127,6 +97,10 @@ def read_item(data: memoryview, start: int, stop: int, parts: PartCounter) -> It
     Raises:
         InvalidArgument: it is malformed, or has too many columns or slices.
     """
+    usual = match_item(data, start, stop)
+    if usual is not None:
+        parts.add(1 + sum([len(column.slices) or 1 for column in usual.columns]))
+        return usual
     key, table, priority, times_sampled = 0, "", 0.0, 0
     trajectory: tuple[int, int] | None = None
     for number, wire_type, value, end in fields(data, start, stop, "PrioritizedItem"):

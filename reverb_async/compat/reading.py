@@ -7,7 +7,8 @@ from array import array
 import numpy as np
 from numpy.typing import NDArray
 
-from reverb_async.compat.insert_reading import PartCounter, read_chunk, read_item
+from reverb_async.compat.insert_reading import read_chunk, read_item
+from reverb_async.compat.limits import MAX_KEYS, PartCounter
 from reverb_async.compat.messages import ChunkView, MutateRequest, SampleEntry, SampleInfo, SampleRequest
 from reverb_async.compat.scanning import (
     FIXED64,
@@ -23,9 +24,6 @@ from reverb_async.compat.scanning import (
     text,
 )
 from reverb_async.errors import InvalidArgument
-
-MAX_KEYS = 1 << 20
-"""More keys, updates or deletes in one message are refused."""
 
 
 def read_insert_response(message: Data) -> NDArray[np.uint64]:

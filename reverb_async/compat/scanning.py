@@ -5,6 +5,7 @@ Whatever comes may be hostile: every read stays within the message, and every re
 
 from __future__ import annotations
 
+import re
 import struct
 from array import array
 from collections.abc import Iterator
@@ -25,6 +26,28 @@ _WIRE_TYPES = {VARINT: "a varint", FIXED64: "8 bytes", LENGTH: "a length and byt
 _MAX_FIELD = (1 << 29) - 1
 
 _DOUBLE = struct.Struct("<d")
+
+
+_FEW_BYTES = 100
+_BLOCK = 1 << 14
+_MAX_REMEMBERED = 4096
+
+_VARINTS = re.compile(rb"[\x80-\xff]*[\x00-\x7f]").findall
+
+
+class _Numbers(dict[bytes | None, int]):
+    """Numbers by the bytes of their varints, 0 by None: keys occur in chunks, in slices, and again in later ones."""
+
+    def __missing__(self, raw: bytes) -> int:
+        value, _ = read_varint(raw, 0, len(raw), raw.hex())
+        if len(self) >= _MAX_REMEMBERED:
+            self.clear()
+            self[None] = 0
+        self[raw] = value
+        return value
+
+
+numbers = _Numbers({None: 0})
 
 
 def as_data(message: Data | bytearray | NDArray[np.uint8]) -> Data:
@@ -141,11 +164,11 @@ def int64(value: int) -> int:
     return value if value < 1 << 63 else value - (1 << 64)
 
 
-def add_numbers(numbers: array[int], data: Data, field: tuple[int, int, int], name: str, *, limit: int) -> None:
+def add_numbers(found: array[int], data: Data, field: tuple[int, int, int], name: str, *, limit: int) -> None:
     """Append what one field of a repeated uint64 holds, packed or not, to an array of type "Q".
 
     Args:
-        numbers: what previous fields held.
+        found: what previous fields held.
         data: the message.
         field: wire type, value and stop as `fields` yields them.
         name: of the field.
@@ -157,9 +180,9 @@ def add_numbers(numbers: array[int], data: Data, field: tuple[int, int, int], na
     wire_type, value, stop = field
     if wire_type != VARINT:
         expect(wire_type, LENGTH, name, stop)
-        numbers.frombytes(unpack_varints(data, value, stop, name, limit=limit - len(numbers)).tobytes())
-    elif len(numbers) < limit:
-        numbers.append(value)
+        found.frombytes(unpack_varints(data, value, stop, name, limit=limit - len(found)).tobytes())
+    elif len(found) < limit:
+        found.append(value)
     else:
         raise InvalidArgument(f"{name}: more than {limit} numbers in one message; send several")
 
@@ -171,34 +194,35 @@ def unpack_varints(data: Data, start: int, stop: int, name: str, *, limit: int) 
         InvalidArgument: the last one is cut off, one exceeds 64 bits, or there are more than `limit`.
     """
     raw = np.frombuffer(data, np.uint8, stop - start, start)
-    if not len(raw):
-        return np.empty(0, np.uint64)
     last = raw < 0x80
-    if np.count_nonzero(last) > limit:
-        raise InvalidArgument(f"{name}: more than {limit} numbers in one message; send several")
-    ends = np.flatnonzero(last)
-    if not len(ends) or ends[-1] != len(raw) - 1:
+    if stop > start and not last[-1]:
         raise InvalidArgument(f"{name}: the last number before byte {stop} is cut off")
-    starts = np.empty_like(ends)
-    starts[0] = 0
-    starts[1:] = ends[:-1] + 1
-    return _join(raw, starts, ends, name, start)
-
-
-def _join(
-    raw: NDArray[np.uint8], starts: NDArray[Any], ends: NDArray[Any], name: str, offset: int
-) -> NDArray[np.uint64]:
-    """Return the varints that begin at `starts` and whose last bytes, the only ones below 0x80, are at `ends`."""
-    sizes = ends - starts
-    longest = int(sizes.max())
-    if longest > 9 or (longest == 9 and (raw[ends[sizes == 9]] > 1).any()):
-        wrong = int(starts[(sizes > 9) | ((sizes == 9) & (raw[ends] > 1))][0])
-        raise InvalidArgument(f"{name}: the number at byte {offset + wrong} is longer than 64 bits")
-    values: NDArray[np.uint64] = raw[ends].astype(np.uint64) << (7 * sizes).astype(np.uint64)
-    for place in range(longest):
-        longer = sizes > place
-        values[longer] |= (raw[starts[longer] + place] & 0x7F).astype(np.uint64) << np.uint64(7 * place)
+    count = int(np.count_nonzero(last))
+    if count > limit:
+        raise InvalidArgument(f"{name}: more than {limit} numbers in one message; send several")
+    if stop - start <= _FEW_BYTES:
+        return np.array([numbers[each] for each in _VARINTS(raw.data)], np.uint64)
+    values = np.empty(count, np.uint64)
+    ends = np.flatnonzero(last)
+    for done in range(0, count, _BLOCK):  # what is needed in between takes far more memory than the message
+        block = ends[done : done + _BLOCK]
+        begin = int(ends[done - 1]) + 1 if done else 0
+        _join(raw[begin : int(block[-1]) + 1], block - begin, values[done : done + _BLOCK], name, start + begin)
     return values
+
+
+def _join(raw: NDArray[np.uint8], ends: NDArray[np.int64], values: NDArray[np.uint64], name: str, offset: int) -> None:
+    """Write the numbers of varints, whose last bytes are at `ends`, to `values`."""
+    starts = np.zeros_like(ends)
+    starts[1:] = ends[:-1] + 1
+    sizes = ends - starts + 1
+    longest = int(sizes.max())
+    if longest > 10 or (longest == 10 and (raw[ends[sizes == 10]] > 1).any()):
+        wrong = int(starts[(sizes > 10) | ((sizes == 10) & (raw[ends] > 1))][0])
+        raise InvalidArgument(f"{name}: the number at byte {offset + wrong} is longer than 64 bits")
+    places = np.arange(len(raw)) - np.repeat(starts, sizes)
+    bits = (raw & 0x7F).astype(np.uint64) << (7 * places).astype(np.uint64)
+    np.bitwise_or.reduceat(bits, starts, out=values)
 
 
 def varint(value: int) -> bytes:
