@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
-
 from reverb_async.compat.limits import MAX_COLUMNS, MAX_KEYS, MAX_SLICES, PartCounter
 from reverb_async.compat.messages import ChunkView, ColumnView, InsertRequest, ItemView, Slice
 from reverb_async.compat.scanning import (
@@ -34,7 +32,7 @@ def read_insert_request(message: Data) -> InsertRequest:
     parts = PartCounter(len(data))
     chunks: list[ChunkView] = []
     items: list[ItemView] = []
-    kept = array("Q")
+    kept: list[int] = []
     for number, wire_type, value, stop in fields(data, 0, len(data), "InsertStreamRequest"):
         if number == 1:
             expect(wire_type, LENGTH, "InsertStreamRequest.chunks", stop)
@@ -44,7 +42,7 @@ def read_insert_request(message: Data) -> InsertRequest:
             items.append(read_item(data, value, stop, parts))
         elif number == 3:
             add_numbers(kept, data, (wire_type, value, stop), "InsertStreamRequest.keep_chunk_keys", limit=MAX_KEYS)
-    return InsertRequest(chunks, items, kept.tolist())
+    return InsertRequest(chunks, items, kept)
 
 
 def read_chunk(data: memoryview, start: int, stop: int, parts: PartCounter) -> ChunkView:

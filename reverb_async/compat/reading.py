@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from array import array
-
 import numpy as np
 from numpy.typing import NDArray
 
 from reverb_async.compat.insert_reading import read_chunk, read_item
 from reverb_async.compat.limits import MAX_KEYS, PartCounter
-from reverb_async.compat.messages import ChunkView, MutateRequest, SampleEntry, SampleInfo, SampleRequest
+from reverb_async.compat.messages import ChunkView, SampleEntry, SampleInfo, SampleRequest
 from reverb_async.compat.scanning import (
     FIXED64,
     LENGTH,
@@ -33,11 +31,11 @@ def read_insert_response(message: Data) -> NDArray[np.uint64]:
         InvalidArgument: it is malformed.
     """
     data = as_data(message)
-    keys = array("Q")
+    keys: list[int] = []
     for number, wire_type, value, stop in fields(data, 0, len(data), "InsertStreamResponse"):
         if number == 1:
             add_numbers(keys, data, (wire_type, value, stop), "InsertStreamResponse.keys", limit=MAX_KEYS)
-    return np.frombuffer(keys, np.uint64)
+    return np.array(keys, np.uint64)
 
 
 def read_sample_request(message: Data) -> SampleRequest:
@@ -120,42 +118,3 @@ def _read_info(data: memoryview, start: int, stop: int, parts: PartCounter) -> S
             expect(wire_type, VARINT, "SampleInfo.rate_limited", end)
             rate_limited = value != 0
     return SampleInfo(read_item(data, *(item or (stop, stop)), parts), probability, table_size, rate_limited)
-
-
-def read_mutate_request(message: Data) -> MutateRequest:
-    """Read a `MutatePrioritiesRequest`.
-
-    Raises:
-        InvalidArgument: it is malformed, or has more than 2**20 updates or deletes.
-    """
-    data = as_data(message)
-    table = ""
-    keys, priorities, deletes = array("Q"), array("d"), array("Q")
-    for number, wire_type, value, stop in fields(data, 0, len(data), "MutatePrioritiesRequest"):
-        if number == 1:
-            expect(wire_type, LENGTH, "MutatePrioritiesRequest.table", stop)
-            table = text(data, value, stop, "MutatePrioritiesRequest.table")
-        elif number == 2:
-            expect(wire_type, LENGTH, "MutatePrioritiesRequest.updates", stop)
-            if len(keys) == MAX_KEYS:
-                raise InvalidArgument(f"MutatePrioritiesRequest.updates: more than {MAX_KEYS}; send several messages")
-            key, priority = _read_update(data, value, stop)
-            keys.append(key)
-            priorities.append(priority)
-        elif number == 3:
-            add_numbers(deletes, data, (wire_type, value, stop), "MutatePrioritiesRequest.delete_keys", limit=MAX_KEYS)
-    return MutateRequest(
-        table, np.frombuffer(keys, np.uint64), np.frombuffer(priorities, np.float64), np.frombuffer(deletes, np.uint64)
-    )
-
-
-def _read_update(data: Data, start: int, stop: int) -> tuple[int, float]:
-    key, priority = 0, 0.0
-    for number, wire_type, value, end in fields(data, start, stop, "KeyWithPriority"):
-        if number == 1:
-            expect(wire_type, VARINT, "KeyWithPriority.key", end)
-            key = value
-        elif number == 2:
-            expect(wire_type, FIXED64, "KeyWithPriority.priority", end)
-            priority = double(data, value)
-    return key, priority

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import struct
-from array import array
 from collections.abc import Iterator
 from typing import Any
 
@@ -164,8 +163,8 @@ def int64(value: int) -> int:
     return value if value < 1 << 63 else value - (1 << 64)
 
 
-def add_numbers(found: array[int], data: Data, field: tuple[int, int, int], name: str, *, limit: int) -> None:
-    """Append what one field of a repeated uint64 holds, packed or not, to an array of type "Q".
+def add_numbers(found: list[int], data: Data, field: tuple[int, int, int], name: str, *, limit: int) -> None:
+    """Append what one field of a repeated uint64 holds, packed or not.
 
     Args:
         found: what previous fields held.
@@ -178,13 +177,16 @@ def add_numbers(found: array[int], data: Data, field: tuple[int, int, int], name
         InvalidArgument: it is malformed, or there are more.
     """
     wire_type, value, stop = field
-    if wire_type != VARINT:
-        expect(wire_type, LENGTH, name, stop)
-        found.frombytes(unpack_varints(data, value, stop, name, limit=limit - len(found)).tobytes())
-    elif len(found) < limit:
+    if wire_type == VARINT:
         found.append(value)
     else:
-        raise InvalidArgument(f"{name}: more than {limit} numbers in one message; send several")
+        expect(wire_type, LENGTH, name, stop)
+        if stop - value > _FEW_BYTES:
+            found += unpack_varints(data, value, stop, name, limit=limit).tolist()
+        elif stop > value:
+            _check_last(data[stop - 1], name, stop)
+            found += [numbers[each] for each in _VARINTS(data[value:stop])]
+    _check_count(len(found), name, limit)
 
 
 def unpack_varints(data: Data, start: int, stop: int, name: str, *, limit: int) -> NDArray[np.uint64]:
@@ -193,15 +195,13 @@ def unpack_varints(data: Data, start: int, stop: int, name: str, *, limit: int) 
     Raises:
         InvalidArgument: the last one is cut off, one exceeds 64 bits, or there are more than `limit`.
     """
+    if start == stop:
+        return np.empty(0, np.uint64)
+    _check_last(data[stop - 1], name, stop)
     raw = np.frombuffer(data, np.uint8, stop - start, start)
     last = raw < 0x80
-    if stop > start and not last[-1]:
-        raise InvalidArgument(f"{name}: the last number before byte {stop} is cut off")
     count = int(np.count_nonzero(last))
-    if count > limit:
-        raise InvalidArgument(f"{name}: more than {limit} numbers in one message; send several")
-    if stop - start <= _FEW_BYTES:
-        return np.array([numbers[each] for each in _VARINTS(raw.data)], np.uint64)
+    _check_count(count, name, limit)
     values = np.empty(count, np.uint64)
     ends = np.flatnonzero(last)
     for done in range(0, count, _BLOCK):  # what is needed in between takes far more memory than the message
@@ -209,6 +209,16 @@ def unpack_varints(data: Data, start: int, stop: int, name: str, *, limit: int) 
         begin = int(ends[done - 1]) + 1 if done else 0
         _join(raw[begin : int(block[-1]) + 1], block - begin, values[done : done + _BLOCK], name, start + begin)
     return values
+
+
+def _check_last(byte: int, name: str, stop: int) -> None:
+    if byte >= 0x80:
+        raise InvalidArgument(f"{name}: the last number before byte {stop} is cut off")
+
+
+def _check_count(count: int, name: str, limit: int) -> None:
+    if count > limit:
+        raise InvalidArgument(f"{name}: more than {limit} numbers in one message; send several")
 
 
 def _join(raw: NDArray[np.uint8], ends: NDArray[np.int64], values: NDArray[np.uint64], name: str, offset: int) -> None:

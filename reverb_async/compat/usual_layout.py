@@ -28,7 +28,7 @@ _CHUNK = _pattern(
 _TENSOR = _pattern(rb"\x0a(<n>) (\x08[\x01-\x7f] \x12[\x00-\x7f] (?:\x12[\x00-\x7f](?:\x08<n>)?){1,9}) \x22(<n>)")
 _CHUNK_END = _pattern(rb"(?:\x30<n>)? (?:\x38<n>)?")
 _ITEM = _pattern(rb"\x08(<n>) \x12([\x00-\x7f])")
-_ITEM_END = _pattern(rb"(?:\x29(.{8}))? (?:\x30(<n>))? \x42(<n>)")
+_ITEM_END = _pattern(rb"(?:\x29(.{8}))? (?:\x30(<n>))? (?:\x3a([\x00-\x7f])((?:\x08<n>)?(?:\x10<n>)?))? \x42(<n>)")
 _COLUMN = _pattern(rb"\x0a(<n>)")
 _SLICE = _pattern(rb"\x0a([\x00-\x7f]) (\x08(<n>) (?:\x10(<n>))? (?:\x18(<n>))? (?:\x20(<n>))?)")
 
@@ -94,8 +94,10 @@ def match_item(data: memoryview, start: int, stop: int) -> ItemView | None:
     match = _ITEM_END.match(data, name_stop, stop)
     if match is None:
         return None
-    priority, times_sampled, size = match.groups()
+    priority, times_sampled, time_size, time, size = match.groups()
     begin = match.end()
+    if time_size is not None and len(time) != time_size[0]:
+        return None
     if begin + numbers[size] != stop or numbers[times_sampled] >> 31:
         return None
     columns = _match_columns(data, begin, stop)

@@ -17,9 +17,9 @@ from reverb_async.compat.messages import (
     SampleRequest,
     Slice,
 )
+from reverb_async.compat.mutate_reading import read_mutate_request
 from reverb_async.compat.reading import (
     read_insert_response,
-    read_mutate_request,
     read_sample_request,
     read_sample_response,
 )
