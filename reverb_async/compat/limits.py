@@ -13,10 +13,13 @@ MAX_SLICES = 65_536
 MAX_KEYS = 1 << 20
 """Keys to keep, to confirm, to update, or to delete, per message."""
 
+MAX_SINGLE_UPDATES = 1 << 16
+"""Updates per message that are not just a key and a priority, which take a thousand times longer to read."""
+
 MAX_PARTS = 1 << 21
 """Chunks, tensors, items and slices per message."""
 
-_FREE_PARTS = 1 << 16
+_FREE_PARTS = 1 << 14
 _BYTES_PER_PART = 12
 
 

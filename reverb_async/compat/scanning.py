@@ -112,7 +112,7 @@ def fields(data: Data, position: int, end: int, what: str) -> Iterator[tuple[int
             size = 4
         else:
             raise InvalidArgument(
-                f"{what}: field {number} at byte {start} has the wire type {wire_type}, a group's or none"
+                f"{what}: field {number} at byte {start} has wire type {wire_type}, a group's or none"
             )
         stop = position + size
         if stop > end:

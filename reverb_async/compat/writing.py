@@ -152,12 +152,8 @@ def write_mutate_request(
     table: str, keys: NDArray[np.uint64], priorities: NDArray[np.float64], deletes: NDArray[np.uint64]
 ) -> bytes:
     """Return a `MutatePrioritiesRequest`: keys ``[n]`` with priorities ``[n]``, and keys to delete ``[m]``."""
-    updates = np.empty((len(keys), 22), np.uint8)
-    updates[:, :3] = (0x12, 20, 0x08)
-    updates[:, 3:13] = padded_varints(keys, 10)
-    updates[:, 13] = 0x11
-    updates[:, 14:] = _doubles(priorities, len(keys))
-    return _text(0x0A, table) + updates.tobytes() + _packed(0x1A, deletes)
+    updates = _records(len(keys), b"\x12\x14\x08", padded_varints(keys, 10), b"\x11", _doubles(priorities, len(keys)))
+    return b"".join((_text(0x0A, table), updates.tobytes(), _packed(0x1A, deletes)))
 
 
 def write_sample_response(table: str, infos: SampleInfos, samples: Sequence[tuple[Data, Sequence[Data]]]) -> bytes:
@@ -168,60 +164,48 @@ def write_sample_response(table: str, infos: SampleInfos, samples: Sequence[tupl
         infos: what they say beside their data.
         samples: for each its serialized `FlatTrajectory`, and every serialized `ChunkData` it refers to, once.
     """
-    of_items, of_infos = _fixed_fields(infos)
+    count = len(infos.keys)
     table_field = _text(0x12, table)
-    fixed = of_items.shape[1] + len(table_field)
+    priorities, times_sampled = _doubles(infos.priorities, count), _padded(infos.times_sampled, count)
+    of_items = _records(
+        count, b"\x08", padded_varints(infos.keys, 10), table_field, b"\x29", priorities, b"\x30", times_sampled
+    )
+    probabilities, table_sizes = _doubles(infos.probabilities, count), _padded(infos.table_sizes, count)
+    rate_limited = _padded(infos.rate_limited, count)
+    of_infos = _records(count, b"\x11", probabilities, b"\x18", table_sizes, b"\x20", rate_limited)
     pieces: list[Data] = []
     for of_item, of_info, (trajectory, chunks) in zip(_rows(of_items), _rows(of_infos), samples, strict=True):
         trajectory_lead = _lead(0x42, len(trajectory))
-        item_size = fixed + len(trajectory_lead) + len(trajectory)
+        item_size = len(of_item) + len(trajectory_lead) + len(trajectory)
         item_lead = _lead(0x0A, item_size)
         info_size = len(item_lead) + item_size + len(of_info)
         info_lead = _lead(0x0A, info_size)
         data = _joined(0x12, chunks)
         size = len(info_lead) + info_size + sum(map(len, data)) + len(_END_OF_SEQUENCE)
-        pieces += (_lead(0x0A, size), info_lead, item_lead, of_item, table_field, trajectory_lead, trajectory)
-        pieces += (of_info, *data, _END_OF_SEQUENCE)
+        pieces += (_lead(0x0A, size), info_lead, item_lead, of_item, trajectory_lead, trajectory, of_info)
+        pieces += (*data, _END_OF_SEQUENCE)
     return b"".join(pieces)
+
+
+def _records(count: int, *parts: bytes | NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return uint8 ``[count, width]``, made of bytes that all records have and of arrays ``[count, width of it]``."""
+    columns = [
+        np.broadcast_to(np.frombuffer(part, np.uint8), (count, len(part))) if isinstance(part, bytes) else part
+        for part in parts
+    ]
+    return np.concatenate(columns, axis=1)
 
 
 def _rows(records: NDArray[np.uint8]) -> list[bytes]:
     """Return every row of ``[n, width]`` as bytes."""
-    width = records.shape[1]
-    whole = records.tobytes()
+    width, whole = records.shape[1], records.tobytes()
     return [whole[start : start + width] for start in range(0, len(whole), width)]
 
 
-def _fixed_fields(infos: SampleInfos) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return the fields that have the same width in all samples: of the items, and of what is said about them.
-
-    Numbers are padded to the width of the longest, so that all samples are written at once.
-    """
-    count = len(infos.keys)
-    times, times_width = _padded(infos.times_sampled, count)
-    sizes, sizes_width = _padded(infos.table_sizes, count)
-    of_items = np.empty((count, 1 + 10 + 1 + 8 + 1 + times_width), np.uint8)
-    of_items[:, 0] = 0x08
-    of_items[:, 1:11] = padded_varints(infos.keys, 10)
-    of_items[:, 11] = 0x29
-    of_items[:, 12:20] = _doubles(infos.priorities, count)
-    of_items[:, 20] = 0x30
-    of_items[:, 21:] = times
-    of_infos = np.empty((count, 1 + 8 + 1 + sizes_width + 2), np.uint8)
-    of_infos[:, 0] = 0x11
-    of_infos[:, 1:9] = _doubles(infos.probabilities, count)
-    of_infos[:, 9] = 0x18
-    of_infos[:, 10:-2] = sizes
-    of_infos[:, -2] = 0x20
-    of_infos[:, -1] = infos.rate_limited
-    return of_items, of_infos
-
-
-def _padded(values: ArrayLike, count: int) -> tuple[NDArray[np.uint8], int]:
-    """Return whole numbers from 0 as varints of one width ``[count, width]``, and that width."""
+def _padded(values: ArrayLike, count: int) -> NDArray[np.uint8]:
+    """Return whole numbers from 0 as varints ``[count, width]``, padded to the longest: so all are written at once."""
     numbers = np.broadcast_to(np.asarray(values, np.int64), (count,))
-    width = max(1, -(-int(numbers.max(initial=0)).bit_length() // 7))
-    return padded_varints(numbers, width), width
+    return padded_varints(numbers, max(1, -(-int(numbers.max(initial=0)).bit_length() // 7)))
 
 
 def _doubles(values: ArrayLike, count: int) -> NDArray[np.uint8]:
