@@ -34,19 +34,30 @@ _MAX_REMEMBERED = 4096
 _VARINTS = re.compile(rb"[\x80-\xff]*[\x00-\x7f]").findall
 
 
+_CONTINUED = [sum(0x80 << 7 * place for place in range(size - 1)) for size in range(11)]
+"""What the bits that say "more follows" add up to in a varint of as many bytes."""
+
+
 class _Numbers(dict[bytes | None, int]):
-    """Numbers by the bytes of their varints, 0 by None: keys occur in chunks, in slices, and again in later ones."""
+    """Numbers by the bytes of their varints, 0 by none: keys occur in chunks, in slices, and again in later ones."""
 
     def __missing__(self, raw: bytes) -> int:
-        value, _ = read_varint(raw, 0, len(raw), raw.hex())
+        if len(raw) > 10:
+            raise InvalidArgument(f"the number of the bytes {raw[:11].hex()} is longer than 64 bits")
+        a, b, c, d, e, f, g, h, i, j = raw.ljust(10, b"\0")
+        value = a + (b << 7) + (c << 14) + (d << 21) + (e << 28) + (f << 35) + (g << 42) + (h << 49) + (i << 56)
+        value += (j << 63) - _CONTINUED[len(raw)]
+        if value >> 64:
+            raise InvalidArgument(f"the number of the bytes {raw.hex()} is longer than 64 bits")
         if len(self) >= _MAX_REMEMBERED:
             self.clear()
-            self[None] = 0
+            self.update(_NOTHING)
         self[raw] = value
         return value
 
 
-numbers = _Numbers({None: 0})
+_NOTHING = {None: 0, b"": 0}
+numbers = _Numbers(_NOTHING)
 
 
 def as_data(message: Data | bytearray | NDArray[np.uint8]) -> Data:

@@ -33,6 +33,9 @@ _COLUMN = _pattern(rb"\x0a(<n>)")
 _SLICE = _pattern(rb"\x0a([\x00-\x7f]) (\x08(<n>) (?:\x10(<n>))? (?:\x18(<n>))? (?:\x20(<n>))?)")
 
 
+_SQUEEZE = b"\x10\x01"
+_MAX_COLUMN_BYTES = 1 << 16
+
 _heads: dict[bytes, TensorHead] = {}
 _names: dict[bytes, str] = {}
 
@@ -122,30 +125,30 @@ def _match_columns(data: memoryview, at: int, stop: int) -> list[ColumnView] | N
     room = MAX_SLICES
     while at < stop:
         match = _COLUMN.match(data, at, stop)
-        if match is None:
+        if match is None or len(columns) == MAX_COLUMNS:
             return None
         at = match.end()
-        column_stop = at + numbers[match[1]]
-        if column_stop > stop:
+        end = at + numbers[match[1]]
+        if end > stop or end - at > _MAX_COLUMN_BYTES:
             return None
-        slices: list[Slice] = []
-        while (match := _SLICE.match(data, at, column_stop)) is not None:
-            size, matched, key, offset, length, index = match.groups()
-            if len(matched) != size[0] or (numbers[offset] | numbers[length] | numbers[index]) >> 31:
-                return None
-            slices.append((numbers[key], numbers[offset], numbers[length], numbers[index]))
-            at = match.end()
-            room -= 1
-            if room < 0:
-                return None
-        squeeze = column_stop - at == 2 and data[at] == 0x10 and data[at + 1] == 1
-        if not squeeze and at != column_stop:
+        squeeze = data[end - 2 : end] == _SQUEEZE
+        slices = _match_slices(data, at, end - 2 if squeeze else end)
+        if slices is None or len(slices) > room:
             return None
-        if len(columns) == MAX_COLUMNS:
-            return None
+        room -= len(slices)
         columns.append(ColumnView(slices, squeeze))
-        at = column_stop
+        at = end
     return columns
+
+
+def _match_slices(data: memoryview, at: int, stop: int) -> list[Slice] | None:
+    slices: list[Slice] = []
+    for size, fields, key, offset, length, index in _SLICE.findall(data, at, stop):
+        slices.append((numbers[key], numbers[offset], numbers[length], numbers[index]))
+        if len(fields) != size[0] or (slices[-1][1] | slices[-1][2] | slices[-1][3]) >> 31:
+            return None
+        at += 2 + len(fields)
+    return slices if at == stop else None  # otherwise there is something between them
 
 
 def _remember(known: dict[bytes, Any], raw: bytes, value: Any) -> Any:
