@@ -8,7 +8,7 @@ from reverb_async.compat.scanning import (
     FIXED64,
     LENGTH,
     VARINT,
-    Data,
+    Received,
     add_numbers,
     as_data,
     double,
@@ -22,7 +22,7 @@ from reverb_async.compat.usual_layout import match_chunk, match_item
 from reverb_async.errors import InvalidArgument
 
 
-def read_insert_request(message: Data) -> InsertRequest:
+def read_insert_request(message: Received) -> InsertRequest:
     """Read an `InsertStreamRequest`; the raw parts of what is returned are views of `message`.
 
     Raises:

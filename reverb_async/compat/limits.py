@@ -14,7 +14,7 @@ MAX_KEYS = 1 << 20
 """Keys to keep, to confirm, to update, or to delete, per message."""
 
 MAX_SINGLE_UPDATES = 1 << 16
-"""Updates per message that are not just a key and a priority, which take a thousand times longer to read."""
+"""Updates per message that are not just a key and a priority; two hostile bytes can make one, and stall the server."""
 
 MAX_PARTS = 1 << 21
 """Chunks, tensors, items and slices per message."""

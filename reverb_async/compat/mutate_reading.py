@@ -13,6 +13,7 @@ from reverb_async.compat.scanning import (
     LENGTH,
     VARINT,
     Data,
+    Received,
     add_numbers,
     as_data,
     double,
@@ -30,7 +31,7 @@ _RUN = 4096
 _WORTHWHILE = 8
 
 
-def read_mutate_request(message: Data) -> MutateRequest:
+def read_mutate_request(message: Received) -> MutateRequest:
     """Read a `MutatePrioritiesRequest`.
 
     Raises:

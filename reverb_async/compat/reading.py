@@ -12,7 +12,7 @@ from reverb_async.compat.scanning import (
     FIXED64,
     LENGTH,
     VARINT,
-    Data,
+    Received,
     add_numbers,
     as_data,
     double,
@@ -24,7 +24,7 @@ from reverb_async.compat.scanning import (
 from reverb_async.errors import InvalidArgument
 
 
-def read_insert_response(message: Data) -> NDArray[np.uint64]:
+def read_insert_response(message: Received) -> NDArray[np.uint64]:
     """Return the keys of an `InsertStreamResponse`, uint64 ``[n]``.
 
     Raises:
@@ -38,7 +38,7 @@ def read_insert_response(message: Data) -> NDArray[np.uint64]:
     return np.array(keys, np.uint64)
 
 
-def read_sample_request(message: Data) -> SampleRequest:
+def read_sample_request(message: Received) -> SampleRequest:
     """Read a `SampleStreamRequest`.
 
     Raises:
@@ -63,7 +63,7 @@ def read_sample_request(message: Data) -> SampleRequest:
     return SampleRequest(table, num_samples, timeout_ms)
 
 
-def read_sample_response(message: Data) -> list[SampleEntry]:
+def read_sample_response(message: Received) -> list[SampleEntry]:
     """Read a `SampleStreamResponse`; the raw parts of what is returned are views of `message`.
 
     Raises:

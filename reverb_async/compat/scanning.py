@@ -18,49 +18,54 @@ from reverb_async.errors import InvalidArgument
 Data = bytes | memoryview
 """A message, or a part of one; memoryviews are of bytes, contiguous."""
 
+Received = Data | bytearray | NDArray[np.uint8]
+"""A message in any of the forms in which it may arrive."""
+
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 """Wire types: a varint, 8 bytes, a length and as many bytes, 4 bytes."""
 
 _WIRE_TYPES = {VARINT: "a varint", FIXED64: "8 bytes", LENGTH: "a length and bytes", FIXED32: "4 bytes"}
 _MAX_FIELD = (1 << 29) - 1
-
-_DOUBLE = struct.Struct("<d")
-
-
 _FEW_BYTES = 100
 _BLOCK = 1 << 14
 _MAX_REMEMBERED = 4096
 
+_DOUBLE = struct.Struct("<d")
 _VARINTS = re.compile(rb"[\x80-\xff]*[\x00-\x7f]").findall
 
+_SMALL = [bytes([value]) for value in range(0x80)]
 
 _CONTINUED = [sum(0x80 << 7 * place for place in range(size - 1)) for size in range(11)]
 """What the bits that say "more follows" add up to in a varint of as many bytes."""
 
 
 class _Numbers(dict[bytes | None, int]):
-    """Numbers by the bytes of their varints, 0 by none: keys occur in chunks, in slices, and again in later ones."""
+    """Numbers by the bytes of their varints, 0 by none: keys occur in chunks, in slices, and again in later messages.
 
-    def __missing__(self, raw: bytes) -> int:
-        if len(raw) > 10:
-            raise InvalidArgument(f"the number of the bytes {raw[:11].hex()} is longer than 64 bits")
-        a, b, c, d, e, f, g, h, i, j = raw.ljust(10, b"\0")
-        value = a + (b << 7) + (c << 14) + (d << 21) + (e << 28) + (f << 35) + (g << 42) + (h << 49) + (i << 56)
-        value += (j << 63) - _CONTINUED[len(raw)]
-        if value >> 64:
-            raise InvalidArgument(f"the number of the bytes {raw.hex()} is longer than 64 bits")
+    Looking one up that is longer than 64 bits raises InvalidArgument.
+    """
+
+    def __missing__(self, raw: bytes | None) -> int:
         if len(self) >= _MAX_REMEMBERED:
             self.clear()
-            self.update(_NOTHING)
-        self[raw] = value
+        value = self[raw] = _value(raw) if raw else 0
         return value
 
 
-_NOTHING = {None: 0, b"": 0}
-numbers = _Numbers(_NOTHING)
+numbers = _Numbers()
 
 
-def as_data(message: Data | bytearray | NDArray[np.uint8]) -> Data:
+def _value(raw: bytes) -> int:
+    if len(raw) <= 10:
+        a, b, c, d, e, f, g, h, i, j = raw.ljust(10, b"\0")
+        value = a + (b << 7) + (c << 14) + (d << 21) + (e << 28) + (f << 35) + (g << 42) + (h << 49) + (i << 56)
+        value += (j << 63) - _CONTINUED[len(raw)]
+        if value < 1 << 64:
+            return value
+    raise InvalidArgument(f"the number of the bytes {raw[:11].hex()} is longer than 64 bits")
+
+
+def as_data(message: Received) -> Data:
     """Return a received message as what the readers take; nothing is copied."""
     if isinstance(message, bytes):
         return message
@@ -257,9 +262,6 @@ def varint(value: int) -> bytes:
         value >>= 7
     encoded.append(value)
     return bytes(encoded)
-
-
-_SMALL = [bytes([value]) for value in range(0x80)]
 
 
 def padded_varints(values: NDArray[np.integer[Any]], width: int) -> NDArray[np.uint8]:

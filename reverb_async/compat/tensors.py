@@ -19,6 +19,7 @@ from reverb_async.compat.scanning import (
     LENGTH,
     VARINT,
     Data,
+    Received,
     as_data,
     expect,
     fields,
@@ -104,7 +105,7 @@ def read_head(data: Data, start: int, stop: int) -> TensorHead:
     return _scan(data, start, stop)[0]
 
 
-def decode_tensor(proto: Data, *, delta: bool = False) -> NDArray[Any] | list[bytes]:
+def decode_tensor(proto: Received, *, delta: bool = False) -> NDArray[Any] | list[bytes]:
     """Return the array of a serialized `TensorProto`; strings of rank 1 are a list, of higher rank an array of bytes.
 
     Such an array has one width for all elements, a power of two, and loses NUL bytes at the end of an element as all
@@ -121,7 +122,7 @@ def decode_tensor(proto: Data, *, delta: bool = False) -> NDArray[Any] | list[by
     return _decode(data, 0, len(data), delta)
 
 
-def decode_chunk_tensor(chunk: Data, index: int) -> NDArray[Any] | list[bytes]:
+def decode_chunk_tensor(chunk: Received, index: int) -> NDArray[Any] | list[bytes]:
     """Return one tensor ``[rows, ...]`` of a serialized `ChunkData`, as `decode_tensor` does.
 
     Raises:

@@ -32,7 +32,6 @@ _ITEM_END = _pattern(rb"(?:\x29(.{8}))? (?:\x30(<n>))? (?:\x3a([\x00-\x7f])((?:\
 _COLUMN = _pattern(rb"\x0a(<n>)")
 _SLICE = _pattern(rb"\x0a([\x00-\x7f]) (\x08(<n>) (?:\x10(<n>))? (?:\x18(<n>))? (?:\x20(<n>))?)")
 
-
 _SQUEEZE = b"\x10\x01"
 _MAX_COLUMN_BYTES = 1 << 16
 
