@@ -11,7 +11,7 @@ from typing import Any
 
 from reverb_async.compat.limits import MAX_COLUMNS, MAX_SLICES
 from reverb_async.compat.messages import ChunkView, ColumnView, ItemView, Slice
-from reverb_async.compat.scanning import double, numbers, text
+from reverb_async.compat.scanning import double, numbers, read_varint, text
 from reverb_async.compat.tensors import TensorHead, read_head
 
 _MAX_REMEMBERED = 4096
@@ -29,7 +29,6 @@ _TENSOR = _pattern(rb"\x0a(<n>) (\x08[\x01-\x7f] \x12[\x00-\x7f] (?:\x12[\x00-\x
 _CHUNK_END = _pattern(rb"(?:\x30<n>)? (?:\x38<n>)?")
 _ITEM = _pattern(rb"\x08(<n>) \x12([\x00-\x7f])")
 _ITEM_END = _pattern(rb"(?:\x29(.{8}))? (?:\x30(<n>))? (?:\x3a([\x00-\x7f])((?:\x08<n>)?(?:\x10<n>)?))? \x42(<n>)")
-_COLUMN = _pattern(rb"\x0a(<n>)")
 _SLICE = _pattern(rb"\x0a([\x00-\x7f]) (\x08(<n>) (?:\x10(<n>))? (?:\x18(<n>))? (?:\x20(<n>))?)")
 
 _SQUEEZE = b"\x10\x01"
@@ -123,11 +122,13 @@ def _match_columns(data: memoryview, at: int, stop: int) -> list[ColumnView] | N
     columns: list[ColumnView] = []
     room = MAX_SLICES
     while at < stop:
-        match = _COLUMN.match(data, at, stop)
-        if match is None or len(columns) == MAX_COLUMNS:
+        if data[at] != 0x0A or at + 2 > stop or len(columns) == MAX_COLUMNS:
             return None
-        at = match.end()
-        end = at + numbers[match[1]]
+        size = data[at + 1]
+        at += 2
+        if size >= 0x80:
+            size, at = read_varint(data, at - 1, stop, "FlatTrajectory.columns")
+        end = at + size
         if end > stop or end - at > _MAX_COLUMN_BYTES:
             return None
         squeeze = data[end - 2 : end] == _SQUEEZE

@@ -63,6 +63,21 @@ def test_names_and_numbers_are_tensorflow_s():
         assert number_of(dtype_of(number)) == number
 
 
+@pytest.mark.parametrize(
+    ("proto", "expected"),
+    [
+        ("0801 1204 1202 0801 2206 040c0000803f", np.array([1.0], np.float32)),
+        ("080a 1204 1202 0803 2205 0308010001", np.array([True, False, True])),
+        ("0807 1204 1202 0803 2206 010200 616263", [b"a", b"bc", b""]),
+    ],
+)
+def test_tensors_as_deepmind_s_clients_write_them_are_read(proto, expected):
+    if isinstance(expected, list):
+        assert decode_tensor(bytes.fromhex(proto)) == expected
+    else:
+        assert same(decode_tensor(bytes.fromhex(proto)), expected)
+
+
 @given(arrays(), st.booleans())
 def test_arrays_come_back_bit_by_bit(values, delta):
     assert same(decode_tensor(encode_tensor(values, delta=delta), delta=delta), values)
