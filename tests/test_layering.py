@@ -27,6 +27,9 @@ ALLOWED = {
     "service": ["core", "errors", "protocol", "replay", "service", "sessions", "table", "waiting"],
     "wire": ["client.transport", "core", "errors", "protocol", "wire"],
     "client": ["client", "core", "errors", "protocol", "waiting"],
+    "compat": [
+        *["compat", "core", "errors", "metrics", "protocol", "replay", "service", "sessions", "table", "waiting", "wire"]
+    ],
     "config": ["config", "core", "errors", "hosts", "table"],
     "inprocess": ["client.transport", "core", "errors", "protocol", "service", "waiting"],
     "server": [

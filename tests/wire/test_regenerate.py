@@ -21,7 +21,8 @@ def test_the_committed_code_is_what_the_compiler_makes_of_the_protos(tmp_path):
 
 
 def test_the_generated_code_needs_neither_grpcio_nor_protobuf():
-    names = ["reverb_async.wire.generated.reverb_async.v1", "reverb_async.wire.generated.grpc.health.v1"]
+    packages = ["reverb_async.v1", "grpc.health.v1", "deepmind.reverb", "tensorflow"]
+    names = [f"reverb_async.wire.generated.{package}" for package in packages]
     hidden = ["grpc", "grpc_tools", "google.protobuf", "betterproto2_compiler"]
     program = f"import sys; sys.modules.update(dict.fromkeys({hidden})); import {', '.join(names)}"
     subprocess.run([sys.executable, "-c", program], check=True)
