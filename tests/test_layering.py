@@ -28,7 +28,8 @@ ALLOWED = {
     "wire": ["client.transport", "core", "errors", "protocol", "wire"],
     "client": ["client", "core", "errors", "protocol", "waiting"],
     "compat": [
-        *["compat", "core", "errors", "metrics", "protocol", "replay", "service", "sessions", "table", "waiting", "wire"]
+        *["compat", "core", "errors", "metrics", "protocol", "replay", "service", "sessions", "table", "waiting"],
+        "wire",
     ],
     "config": ["compat.signatures", "config", "core", "errors", "hosts", "table"],
     "inprocess": ["client.transport", "core", "errors", "protocol", "service", "waiting"],
