@@ -40,7 +40,7 @@ class Server:
         port: 0 picks a free one (see `Server.port`); None: no TCP.
         unix_path: path of a Unix socket to listen on as well.
         insecure: accept connections from other machines although nothing is encrypted and nobody is asked who they are.
-        reverb_compat: serve dm-reverb's clients too, on the same port and the same tables.
+        reverb_compat: serve clients of DeepMind's Reverb as well, on the same port and with the same tables.
 
     Raises:
         InvalidArgument: no tables, duplicate names, or a host that needs `insecure`.
@@ -60,7 +60,6 @@ class Server:
         self._service = ReplayService(self._replay, MAX_MESSAGE_BYTES)
         self._host = host
         self._port = port
-        self._reverb_compat = reverb_compat
         self._unix_path = None if unix_path is None else os.fspath(unix_path)
         if port is not None and not insecure and not is_loopback(host):
             raise InvalidArgument(
