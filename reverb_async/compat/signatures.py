@@ -2,6 +2,7 @@
 
 Both sides flatten alike, dict keys sorted, so columns agree by place. Where the two differ:
 
+- None, a place without a value, becomes an empty tuple; None of theirs is refused, as it is there.
 - A dataclass becomes a namedtuple. ``str`` becomes DT_STRING, which comes back as ``bytes``; so does fixed-width text.
 - The names of specs and the bounds of bounded ones have no counterpart here: whoever must give them back as they were
   keeps the message (`EncodedSignature`).
@@ -27,7 +28,8 @@ from reverb_async.wire.generated import tensorflow as tf
 MAX_BYTES = 16 << 20
 """A signature's message is not larger; what makes them large are the bounds of bounded specs."""
 
-_KINDS = {1: "none", 33: "spec", 35: "spec", 51: "list", 52: "tuple", 53: "dict", 54: "namedtuple"}
+_NONE = 1
+_KINDS = {33: "spec", 35: "spec", 51: "list", 52: "tuple", 53: "dict", 54: "namedtuple"}
 """By their numbers in `StructuredValue`; 33 is a plain and 35 a bounded tensor spec."""
 
 
@@ -70,7 +72,8 @@ def signature_bytes(signature: Signature) -> bytes:
 
     def value(tree: Tree) -> tf.StructuredValue:
         if tree is None:
-            return tf.StructuredValue(none_value=tf.NoneValue())
+            # None in any table's signature has dm-reverb's clients refuse to know any of the tables.
+            return tf.StructuredValue(tuple_value=tf.TupleValue())
         if tree is LEAF:
             return tf.StructuredValue(tensor_spec_value=_tensor_spec(*next(columns)))
         children = [value(child) for child in tree.children]
@@ -115,8 +118,6 @@ class _Reader:
         (kind,) = value.numbers
         content = value.message(kind) if kind in _KINDS else value
         match _KINDS.get(kind):
-            case "none":
-                return None
             case "spec":
                 self.specs.append(_array_spec(content, path))
                 return LEAF
@@ -133,7 +134,12 @@ class _Reader:
                 names = tuple(name for name, _ in pairs)
                 check_names(content.text(1), names)
                 return Node("namedtuple", content.text(1), names, self._children(pairs, path))
-        _refuse(path, f"is of the kind {kind} of tensorflow.StructuredValue; columns are tensor specs")
+        _refuse(
+            path,
+            "is None; leave it out"
+            if kind == _NONE
+            else f"is of the kind {kind} of tensorflow.StructuredValue; columns are tensor specs",
+        )
 
     def _children(self, parts: Iterable[tuple[str | int, Message]], path: Path) -> tuple[Tree, ...]:
         return tuple(self.read(child, (*path, part)) for part, child in parts)

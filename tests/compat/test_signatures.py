@@ -42,7 +42,7 @@ dtypes = st.sampled_from([name for name in NUMBERS if "float8" not in name and n
 shapes = st.lists(st.none() | st.integers(0, 5), max_size=4).map(tuple)
 names = st.from_regex(r"[a-z][a-z0-9_]{0,5}", fullmatch=True).filter(lambda name: name not in ("in", "is", "as", "if"))
 nests = st.recursive(
-    st.builds(ArraySpec, shapes, dtypes) | st.none(),
+    st.builds(ArraySpec, shapes, dtypes),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.lists(inner, max_size=3).map(tuple)
@@ -108,7 +108,7 @@ def test_columns_stand_in_dm_trees_order():
             {
                 "dict_value": {
                     "fields": {
-                        "z": {"tuple_value": {"values": [spec["e"], {"none_value": {}}, spec["f"]]}},
+                        "z": {"tuple_value": {"values": [spec["e"], {"tuple_value": {}}, spec["f"]]}},
                         "": spec["a"],
                         "Z": {"list_value": {"values": [spec["b"]]}},
                         "y": {
@@ -125,7 +125,7 @@ def test_columns_stand_in_dm_trees_order():
             }
         )
     )
-    assert read.structure.describe() == "{'': *, 'Z': [*], 'y': Step(reward=*, action=*), 'z': (*, None, *)}"
+    assert read.structure.describe() == "{'': *, 'Z': [*], 'y': Step(reward=*, action=*), 'z': (*, (), *)}"
     assert [spec.shape for spec in read.specs] == [(at,) for at in range(6)]
 
 
@@ -135,9 +135,15 @@ def test_dicts_of_any_order_are_the_same_dict():
     assert read_signature(one).specs == read_signature(other).specs == (ArraySpec((), np.int32), FLOAT)
 
 
+def test_a_place_without_a_value_is_an_empty_tuple():
+    encoded = signature_bytes(signature({"a": None, "b": Step(None, FLOAT), "c": [None]}))
+    assert "none_value" not in str(described(encoded))
+    assert read_signature(encoded).structure.describe() == "{'a': (), 'b': Step(reward=(), action=*), 'c': [()]}"
+
+
 def test_a_dataclass_becomes_a_namedtuple():
-    read = read_signature(signature_bytes(signature(Observation(pixels=FLOAT, depth=None))))
-    assert read.structure.describe() == "Observation(pixels=*, depth=None)"
+    read = read_signature(signature_bytes(signature(Observation(pixels=FLOAT, depth=FLOAT))))
+    assert read.structure.describe() == "Observation(pixels=*, depth=*)"
     assert isinstance(read.nest, tuple)
 
 
@@ -218,7 +224,7 @@ ITEM = {"key": "x", "value": tensor_spec()}
     ("description", "message"),
     [
         ({}, "the signature has no value"),
-        ({"none_value": {}}, "the signature None has no columns"),
+        ({"list_value": {"values": [tensor_spec(), {"none_value": {}}]}}, "column 1 is None; leave it out"),
         ({"dict_value": {"fields": {"a": {"list_value": {}}}}}, r"the signature \{'a': \[\]\} has no columns"),
         ({"int64_value": "3"}, "the signature is of the kind 12"),
         (

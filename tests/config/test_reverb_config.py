@@ -195,7 +195,6 @@ def test_the_toml_it_is_printed_as_is_read_back(tmp_path):
     ("signature", "kind"),
     [
         ("tuple_value { values { tensor_spec_value { dtype: DT_FLOAT } } }", "tuple"),
-        ("list_value { values { none_value {} } values { tensor_spec_value { dtype: DT_FLOAT } } }", "NoneType"),
         ('named_tuple_value { name: "S" values { key: "x" value { tensor_spec_value { dtype: DT_FLOAT } } } }', "S"),
     ],
 )
