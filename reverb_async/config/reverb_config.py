@@ -6,6 +6,7 @@ package protobuf reads.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,8 +82,11 @@ def _settings(table: Any, place: str) -> Iterator[tuple[str, Setting]]:
         if table.HasField(key):
             yield from _selector(getattr(table, key), Setting(None, f'{place}field "{key}"'), key)
     if table.HasField("rate_limiter"):
-        yield setting("rate_limiter", "custom")
-        for name in _LIMITER:
+        kind, names = (
+            ("min_size", ("min_size_to_sample",)) if _is_min_size(table.rate_limiter) else ("custom", _LIMITER)
+        )
+        yield setting("rate_limiter", kind)
+        for name in names:
             yield setting(f"rate_limiter.{name}", getattr(table.rate_limiter, name))
         _warn_of_narrow_bounds(table.rate_limiter, place)
     if table.HasField("signature"):
@@ -96,6 +100,11 @@ def _settings(table: Any, place: str) -> Iterator[tuple[str, Setting]]:
         for field, _ in part.ListFields():
             if field.name not in known:
                 warnings.warn(f"{place}field {field.name} is a checkpoint's state: it is ignored", stacklevel=2)
+
+
+def _is_min_size(limiter: Any) -> bool:
+    bounds = (limiter.samples_per_insert, limiter.min_diff, limiter.max_diff)
+    return bounds == (1.0, -sys.float_info.max, sys.float_info.max)
 
 
 def _warn_of_narrow_bounds(limiter: Any, place: str) -> None:

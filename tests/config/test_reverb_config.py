@@ -18,8 +18,6 @@ from reverb_async.core.rate_limiters import MinSize, RateLimiter
 from reverb_async.core.spec import ArraySpec
 from reverb_async.errors import InvalidArgument
 
-UNBOUNDED = sys.float_info.max
-
 UNIFORM_REPLAY = """
   port: 8000
   tables {
@@ -77,10 +75,9 @@ def table(fields: str) -> TableConfig:
 
 
 def test_uniform_replay():
-    limiter = RateLimiter(1.0, 1000, -UNBOUNDED, UNBOUNDED)
     assert load(reverb_config=UNIFORM_REPLAY) == Config(
         server=ServerConfig(port=8000),
-        tables=(TableConfig(name="priority_table", max_size=1_000_000, rate_limiter=limiter),),
+        tables=(TableConfig(name="priority_table", max_size=1_000_000, rate_limiter=MinSize(1000)),),
     )
 
 
