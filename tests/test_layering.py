@@ -31,7 +31,7 @@ ALLOWED = {
         *["compat", "core", "errors", "metrics", "protocol", "replay", "service", "sessions", "table", "waiting"],
         "wire",
     ],
-    "config": ["config", "core", "errors", "hosts", "table"],
+    "config": ["compat.signatures", "config", "core", "errors", "hosts", "table"],
     "inprocess": ["client.transport", "core", "errors", "protocol", "service", "waiting"],
     "server": [
         *["client", "core", "errors", "hosts", "inprocess", "protocol", "replay", "server", "service", "table", "wire"]

@@ -40,6 +40,7 @@ class Server:
         port: 0 picks a free one (see `Server.port`); None: no TCP.
         unix_path: path of a Unix socket to listen on as well.
         insecure: accept connections from other machines although nothing is encrypted and nobody is asked who they are.
+        reverb_compat: serve clients of DeepMind's Reverb as well, on the same port and with the same tables.
 
     Raises:
         InvalidArgument: no tables, duplicate names, or a host that needs `insecure`.
@@ -53,6 +54,7 @@ class Server:
         port: int | None = 0,
         unix_path: str | os.PathLike[str] | None = None,
         insecure: bool = False,
+        reverb_compat: bool = True,
     ) -> None:
         self._replay = Replay(tables)
         self._service = ReplayService(self._replay, MAX_MESSAGE_BYTES)

@@ -6,7 +6,9 @@ import ast
 import subprocess
 import sys
 
-from reverb_async.wire.regenerate import GENERATED, generate
+from google.protobuf import descriptor_pb2
+
+from reverb_async.wire.regenerate import DESCRIPTORS, GENERATED, generate, generate_descriptors
 
 
 def test_the_committed_code_is_what_the_compiler_makes_of_the_protos(tmp_path):
@@ -18,6 +20,14 @@ def test_the_committed_code_is_what_the_compiler_makes_of_the_protos(tmp_path):
         }
 
     assert sources(tmp_path / "generated") == sources(GENERATED), "run `python -m reverb_async.wire.regenerate`"
+
+
+def test_the_committed_descriptors_are_what_the_compiler_makes_of_the_protos(tmp_path):
+    generate_descriptors(tmp_path / "made")
+    made, committed = (
+        descriptor_pb2.FileDescriptorSet.FromString(path.read_bytes()) for path in (tmp_path / "made", DESCRIPTORS)
+    )
+    assert made == committed, "run `python -m reverb_async.wire.regenerate`"
 
 
 def test_the_generated_code_needs_neither_grpcio_nor_protobuf():
