@@ -239,7 +239,13 @@ class Table:
     # -- sampling -----------------------------------------------------------------------------------------------------
 
     async def sample(
-        self, n: int, *, deadline: Deadline | None = None, partial: bool = False, notice: Notice | None = None
+        self,
+        n: int,
+        *,
+        deadline: Deadline | None = None,
+        partial: bool = False,
+        any_number: bool = False,
+        notice: Notice | None = None,
     ) -> Draw:
         """Draw `n` items, waiting for the rate limiter.
 
@@ -251,6 +257,7 @@ class Table:
             n: how many.
             deadline: when to give up.
             partial: when the time is up, return what there is, if there is any.
+            any_number: return as soon as there is any, with all there is then, `n` items at most.
             notice: called with a text when the wait gets long.
 
         Raises:
@@ -258,7 +265,7 @@ class Table:
             TableClosed: the table was closed.
         """
         self.raise_if_closed()
-        request = SampleRequest(self.state, n)
+        request = SampleRequest(self.state, n, any_number=any_number)
         if len(self._samplers) or not request.fill():
             await self._wait_for_samples(request, deadline or Deadline(None), partial, notice)
         draw = request.draw()
