@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
+import threading
 from collections.abc import Sequence
 
+import numpy as np
+
+from reverb_async.core.encoded import DamagedChunks, EncodedItems
 from reverb_async.core.item import Layouts
 from reverb_async.core.storage import Storage
 from reverb_async.errors import InvalidArgument, TableNotFound
 from reverb_async.protocol.hello import KEYS_PER_BLOCK
 from reverb_async.sessions import Sessions
 from reverb_async.table import Table
+
+logger = logging.getLogger("reverb_async")
 
 _BLOCKS = 1 << 32
 
@@ -36,6 +43,7 @@ class Replay:
             self.tables[table.name] = table
         self.storage = Storage()
         self.layouts = Layouts()
+        self.encoded = EncodedItems(self.storage, lock=threading.Lock())
         self.sessions = Sessions()
         self.epoch = secrets.token_bytes(16)
         """New with every start, so that clients notice a server that came back empty."""
@@ -49,6 +57,19 @@ class Replay:
             return self.tables[name]
         except KeyError:
             raise TableNotFound(name, self.tables) from None
+
+    def remove_damaged(self, damage: DamagedChunks) -> None:
+        """Remove the items of all tables that show chunks which cannot be decoded.
+
+        Raises:
+            TableClosed: the server is stopping.
+        """
+        for table in self.tables.values():
+            keys = self.encoded.keys_showing(table.state.slots, damage)
+            if len(keys):
+                table.mutate(keys[:0], np.zeros(0), keys)
+                self.encoded.damaged += len(keys)
+                logger.warning("table %r: removed %d items: %s", table.name, len(keys), damage)
 
     def grant_keys(self) -> int:
         """Return the first of `KEYS_PER_BLOCK` keys that are granted to nobody else."""

@@ -68,6 +68,18 @@ tables:
   What --table says about a table of the file changes only that. Without any table there is one: "replay",
   uniform. --print-config shows everything as it will be.
 
+dm-reverb's configuration:
+  --reverb-config takes the same text as dm-reverb's reverb_server --config, protobuf's text format of a
+  ReverbServerConfig, or @ and a file that has it (needs pip install 'reverb_async[reverb-config]'):
+
+  --reverb-config 'port: 8000 tables {{ table_name: "replay" max_size: 1000000 sampler {{ uniform: true }}
+    remover {{ fifo: true }} rate_limiter {{ samples_per_insert: 1 min_size_to_sample: 1000
+    min_diff: -1e300 max_diff: 1e300 }} }}'
+
+  What dm-reverb cannot start with is refused by name, or has a default: no sampler is uniform, no remover
+  fifo, no rate_limiter min_size 1, no port (or 0) {DEFAULT_PORT}. --table, --port and the other flags come on
+  top; --print-config shows the same as TOML.
+
 exit status: 0 after SIGTERM or Ctrl-C (a second one ends it at once, with 143 or 130),
 {_CANNOT_LISTEN} if it cannot listen, {_USAGE_ERROR} if the configuration is wrong.
 """
@@ -82,18 +94,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logger.setLevel(args.log_level.upper())  # Ours only: grpclib has a line for every stream that a client drops.
-    flags = {key: getattr(args, key) for key in ("host", "port", "unix", "insecure") if getattr(args, key) is not None}
+    keys = ("host", "port", "unix", "insecure", "reverb_compat")
+    flags = {key: getattr(args, key) for key in keys if getattr(args, key) is not None}
     try:
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
-            config = load(args.config, args.table, flags)
+            config = load(args.config, args.table, flags, args.reverb_config)
             tables = config.build_tables()
+            printed = config.to_toml() if args.print_config else ""
     except InvalidArgument as error:
         return _fail(_USAGE_ERROR, error)
     for warning in warned:
         logger.warning("%s", warning.message)
     if args.print_config:
-        print(config.to_toml(), end="")
+        print(printed, end="")
         return 0
     if args.check:
         print(*(table.summary() for table in config.tables), sep="\n")
@@ -105,7 +119,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 async def _serve(config: Config, tables: Sequence[Table], stop: StopSignals) -> int:
     where = config.server
-    server = Server(tables, host=where.host, port=where.port, unix_path=where.unix, insecure=where.insecure)
+    server = Server(
+        tables,
+        host=where.host,
+        port=where.port,
+        unix_path=where.unix,
+        insecure=where.insecure,
+        reverb_compat=where.reverb_compat,
+    )
     try:
         await server.start()
     except InvalidArgument as error:
@@ -233,7 +254,11 @@ def _make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE", type=Path, help="TOML file with tables and addresses")
+    files = parser.add_mutually_exclusive_group()
+    files.add_argument("--config", metavar="FILE", type=Path, help="TOML file with tables and addresses")
+    files.add_argument(
+        "--reverb-config", metavar="TEXT|@FILE", help="what dm-reverb's reverb_server takes as --config, see below"
+    )
     parser.add_argument(
         "--table", metavar="NAME[:KEY=VALUE,...]", action="append", default=[], help="a table, see below; repeatable"
     )
@@ -246,6 +271,11 @@ def _make_parser() -> argparse.ArgumentParser:
         "--insecure",
         action=argparse.BooleanOptionalAction,
         help="allow a host that other machines reach: nothing is encrypted, nobody is asked who they are",
+    )
+    parser.add_argument(
+        "--reverb-compat",
+        action=argparse.BooleanOptionalAction,
+        help="serve dm-reverb's clients too, on the same port (default yes)",
     )
     parser.add_argument(
         "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="default info; to stderr"

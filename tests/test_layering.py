@@ -27,10 +27,27 @@ ALLOWED = {
     "service": ["core", "errors", "protocol", "replay", "service", "sessions", "table", "waiting"],
     "wire": ["client.transport", "core", "errors", "protocol", "wire"],
     "client": ["client", "core", "errors", "protocol", "waiting"],
-    "config": ["config", "core", "errors", "hosts", "table"],
+    "compat": [
+        *["compat", "core", "errors", "metrics", "protocol", "replay", "service", "sessions", "table", "waiting"],
+        "wire",
+    ],
+    "config": ["compat.signatures", "config", "core", "errors", "hosts", "table"],
     "inprocess": ["client.transport", "core", "errors", "protocol", "service", "waiting"],
     "server": [
-        *["client", "core", "errors", "hosts", "inprocess", "protocol", "replay", "server", "service", "table", "wire"]
+        *[
+            "client",
+            "compat",
+            "core",
+            "errors",
+            "hosts",
+            "inprocess",
+            "protocol",
+            "replay",
+            "server",
+            "service",
+            "table",
+        ],
+        "wire",
     ],
 }
 """Parts of the package and what they import from it; whatever is not named here may import everything."""

@@ -109,6 +109,16 @@ async def test_a_signal_ends_it_soon_and_tells_those_who_wait(start, number):
     assert "Traceback" not in log
 
 
+async def test_dm_reverbs_configuration_gives_its_tables(start, tmp_path):
+    path = tmp_path / "server.textproto"
+    path.write_text('port: 1 tables { table_name: "queue" max_size: 7 sampler { fifo: true } remover { lifo: true } }')
+    running = start("--reverb-config", f"@{path}", "--port", "0")
+    async with ra.Client(running.address) as client:
+        info = (await client.server_info())["queue"]
+    assert info.max_size == 7
+    assert info.remover_options == {"lifo": True, "is_deterministic": True}
+
+
 def test_a_printed_configuration_gives_the_same_server(start, tmp_path):
     flags = ["--port", "0", "--table", "replay:priority_exponent=0.6,min_size_to_sample=5", "--table", "q:kind=queue"]
     printed = run("--print-config", *flags)
@@ -221,6 +231,7 @@ def test_a_doubtful_rate_limiter_is_logged(capsys, caplog):
     [
         (["--prot", "1"], "unrecognized arguments: --prot 1 (see --help)"),
         (["--check", "--print-config"], "argument --print-config: not allowed with argument --check (see --help)"),
+        (["--config", "a", "--reverb-config", "b"], "argument --reverb-config: not allowed with argument --config"),
         (["--log-level", "loud"], "argument --log-level: invalid choice: 'loud'"),
     ],
 )
@@ -242,6 +253,7 @@ def test_an_unknown_flag_is_one_clear_line(args, message, capsys):
             '--port: must be an integer from 0 to 65535, got 70000; 0 is any free one, "none" is no TCP',
         ),
         (["--port", "http"], '--port: must be an integer from 0 to 65535, got "http"; 0 is'),
+        (["--reverb-config", "port: x"], "--reverb-config: line:column 1:7 : 'port: x': Couldn't parse integer: x"),
         (["--host", "0.0.0.0"], '--host: "0.0.0.0" can be reached from other machines'),
         (
             ["--table", "a:sampler=prioritized"],
@@ -256,10 +268,20 @@ def test_a_wrong_value_is_one_clear_line(args, message, capsys):
     assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize("flag", ["--insecure", "--no-insecure"])
-def test_insecure_is_a_flag(flag, capsys):
+@pytest.mark.parametrize("flag", ["--insecure", "--no-insecure", "--reverb-compat", "--no-reverb-compat"])
+def test_it_can_be_switched_on_and_off(flag, capsys):
     assert serve.main(["--print-config", flag]) == 0
-    assert tomllib.loads(capsys.readouterr().out)["server"]["insecure"] is (flag == "--insecure")
+    key = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
+    assert tomllib.loads(capsys.readouterr().out)["server"][key] is ("--no-" not in flag)
+
+
+def test_a_signature_that_toml_cannot_say_is_one_clear_line(capsys):
+    text = (
+        'tables { table_name: "t" max_size: 1 signature { tuple_value { values { tensor_spec_value { dtype: 1 } } } } }'
+    )
+    assert serve.main(["--reverb-config", text, "--print-config"]) == 2
+    said = capsys.readouterr().err
+    assert said == 'reverb-async: error: table "t": TOML has dicts and lists, but no tuple; its signature is (*,)\n'
 
 
 def test_help_documents_the_default_port_and_the_version_is_the_packages(capsys):
@@ -281,6 +303,30 @@ def test_the_example_in_the_help_is_a_sound_configuration(tmp_path, capsys):
     path = tmp_path / "example.toml"
     path.write_text(example[0])
     assert serve.main(["--check", "--config", str(path)]) == 0
+
+
+def test_dm_reverbs_configuration_in_the_help_is_sound(capsys):
+    with pytest.raises(SystemExit):
+        serve.main(["--help"])
+    example = re.search(r"--reverb-config '([^']*)'", capsys.readouterr().out)
+    assert serve.main(["--check", "--reverb-config", example[1]]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith('table "replay": max_size 1000000, sampler Uniform(), remover Fifo()')
+    assert not said.err
+
+
+@pytest.mark.parametrize("flags", [[], ["--no-reverb-compat"]])
+def test_dm_reverbs_clients_are_served_unless_switched_off(stopped, monkeypatch: pytest.MonkeyPatch, flags):
+    seen = []
+
+    class Noted(stopped):
+        def __init__(self, *args: object, **settings: object) -> None:
+            seen.append(settings["reverb_compat"])
+            super().__init__(*args, **settings)
+
+    monkeypatch.setattr(serve, "Server", Noted)
+    assert serve.main(["--port", "0", *flags]) == 0
+    assert seen == [not flags]
 
 
 def test_the_garbage_collector_seldom_looks_at_everything_while_the_server_runs(monkeypatch: pytest.MonkeyPatch):

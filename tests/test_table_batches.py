@@ -106,6 +106,31 @@ class TestBatches:
         with pytest.raises(RateLimiterTimeout):
             await table.sample(5, deadline=Deadline(0), partial=True)
 
+    async def test_any_number_is_what_there_is_at_once(self, items: Items) -> None:
+        limiter = RateLimiter(2.0, 1, 0.0, 10.0)
+        for table in (Table.queue("q", 10), Table("t", max_size=10, sampler=selectors.Fifo(), rate_limiter=limiter)):
+            await items.insert(table, [1, 2])
+            assert len(await table.sample(1, any_number=True)) == 1
+            rest = await table.sample(100, any_number=True)
+            assert len(rest) == (1 if table.name == "q" else 3)
+            assert not rest.rate_limited
+            assert table.state.limiter.samples == 1 + len(rest)
+
+    async def test_any_number_waits_for_the_first_and_takes_all_that_came(self, items: Items) -> None:
+        table = Table.queue("q", 10)
+        first, second = (task(table.sample(3, any_number=True)) for _ in range(2))
+        await settle()
+        await items.insert(table, [1, 2, 3, 4])
+        assert [(await each).keys.tolist() for each in (first, second)] == [[1, 2, 3], [4]]
+        assert (await first).rate_limited
+
+    async def test_any_number_of_nothing_is_a_timeout_and_leaves_no_trace(self, items: Items) -> None:
+        table = Table("t", max_size=10, rate_limiter=MinSize(2))
+        await items.insert(table, [1])
+        with pytest.raises(RateLimiterTimeout):
+            await table.sample(5, deadline=Deadline(0), any_number=True)
+        assert table.state.limiter.samples == 0
+
     async def test_more_rows_than_one_step_takes_leave_the_loop_its_turn(self, items: Items) -> None:
         table, steps = Table("t", max_size=1000, remover=selectors.Uniform()), []
         await items.insert(table, range(2500), admitted=steps.append)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from reverb_async.config.choices import Settings, expand, overlay
-from reverb_async.config.settings import Setting, check_keys, parse_flag, shown, table_place, to_toml
+from reverb_async.config.reverb_config import read_reverb_config
+from reverb_async.config.settings import Setting, check_keys, parse_flag, read_text, shown, table_place, to_toml
 from reverb_async.config.tables import TableConfig, read_table
 from reverb_async.errors import InvalidArgument
 from reverb_async.hosts import is_loopback
@@ -27,12 +28,14 @@ class ServerConfig:
         port: 0 is any free one; None (in TOML ``"none"``) is no TCP.
         unix: path of a Unix socket to listen on as well.
         insecure: whether the host may be another than the loopback.
+        reverb_compat: whether dm-reverb's clients are served too.
     """
 
     host: str = "127.0.0.1"
     port: int | None = DEFAULT_PORT
     unix: str | None = None
     insecure: bool = False
+    reverb_compat: bool = True
 
     def to_toml(self) -> str:
         """Return the ``[server]`` section."""
@@ -40,6 +43,7 @@ class ServerConfig:
         lines.append(f"port = {to_toml('none' if self.port is None else self.port)}")
         lines.append("# unix: not set" if self.unix is None else f"unix = {to_toml(self.unix)}")
         lines.append(f"insecure = {to_toml(self.insecure)}")
+        lines.append(f"reverb_compat = {to_toml(self.reverb_compat)}")
         return "\n".join(lines) + "\n"
 
 
@@ -64,14 +68,18 @@ class Config:
 
 
 def load(
-    path: Path | None = None, table_flags: Sequence[str] = (), server_flags: Mapping[str, object] | None = None
+    path: Path | None = None,
+    table_flags: Sequence[str] = (),
+    server_flags: Mapping[str, object] | None = None,
+    reverb_config: str | None = None,
 ) -> Config:
     """Read and check a configuration.
 
     Args:
         path: a TOML file.
         table_flags: what ``--table`` was given: changes to tables of the file, or further tables.
-        server_flags: `host`, `port`, `unix` and `insecure` from the command line; they override the file.
+        server_flags: `host`, `port`, `unix`, `insecure`, `reverb_compat` from the command line; they override the file.
+        reverb_config: instead of a TOML file, what `read_reverb_config` reads.
 
     Returns:
         The configuration; with the one table "replay" if neither names any.
@@ -86,10 +94,14 @@ def load(
         raise InvalidArgument(f"{path}: server must be a section that begins with [server], got {shown(section)}")
     check_keys(section, _SERVER_READERS, f"{path}: [server], ")
     settings = {key: Setting(value, f'{path}: [server], key "{key}"') for key, value in section.items()}
-    settings |= {key: Setting(value, f"--{key}") for key, value in (server_flags or {}).items()}
+    tables = {} if path is None else _file_tables(document.get("table", []), str(path))
+    if reverb_config is not None:
+        tables, port = read_reverb_config(reverb_config)
+        settings |= {} if port is None else {"port": port}
+    for key, value in (server_flags or {}).items():
+        settings[key] = Setting(value, f"--{key.replace('_', '-')}")
     server = _read_server(settings)
 
-    tables = {} if path is None else _file_tables(document.get("table", []), str(path))
     changed = set()
     for flag in table_flags:
         name, entry = parse_flag(flag)
@@ -110,11 +122,7 @@ def load(
 
 def _read_toml(path: Path) -> dict[str, object]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidArgument(f"{path}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise InvalidArgument(f"{path}: is not UTF-8 text, see byte {error.start}") from error
+        return tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
         raise InvalidArgument(f"{path}: is not TOML: {error}") from error
 
@@ -165,4 +173,5 @@ _SERVER_READERS: dict[str, Callable[[Setting], Any]] = {
     "port": _read_port,
     "unix": Setting.text,
     "insecure": Setting.boolean,
+    "reverb_compat": Setting.boolean,
 }

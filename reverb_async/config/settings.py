@@ -9,6 +9,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from reverb_async.errors import InvalidArgument
 
@@ -83,6 +84,20 @@ class Setting:
             listed = ", ".join(f'"{name}"' for name in known)
             raise self.refuse(f"must be one of {listed}, got {shown(self.value)}{_did_you_mean(self.value, known)}")
         return self.value
+
+
+def read_text(path: Path) -> str:
+    """Return what a file says.
+
+    Raises:
+        InvalidArgument: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InvalidArgument(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(f"{path}: is not UTF-8 text, see byte {error.start}") from error
 
 
 def check_keys(given: Iterable[str], known: Iterable[str], place: str) -> None:

@@ -51,7 +51,11 @@ class TableConfig:
         )
 
     def to_toml(self) -> str:
-        """Return the ``[[table]]`` section, defaults included."""
+        """Return the ``[[table]]`` section, defaults included.
+
+        Raises:
+            InvalidArgument: TOML has no words for the signature: it has a tuple, a namedtuple or None.
+        """
         fields: dict[str, object] = {
             "name": self.name,
             "max_size": self.max_size,
@@ -61,10 +65,21 @@ class TableConfig:
             "max_times_sampled": self.max_times_sampled,
             "max_bytes": self.max_bytes,
             "seed": self.seed,
-            "signature": None if self.signature is None else _describe_signature(self.signature),
+            "signature": self._describe_signature(),
         }
         lines = (f"# {key}: not set" if value is None else f"{key} = {to_toml(value)}" for key, value in fields.items())
         return "\n".join(["[[table]]", *lines]) + "\n"
+
+    def _describe_signature(self) -> object:
+        signature = Signature.of(self.signature)
+        if signature is None:
+            return None
+        try:
+            return _describe_specs(signature.nest)
+        except InvalidArgument as error:
+            raise InvalidArgument(
+                f"table {shown(self.name)}: {error}; its signature is {signature.structure.describe()}"
+            ) from None
 
     def summary(self) -> str:
         """Return one line about the table."""
@@ -128,6 +143,8 @@ def _read_kind(settings: Settings, max_size: int) -> dict[str, Any]:
 
 def _read_signature(setting: Setting) -> object:
     """Return the nest of `ArraySpec` that nested tables describe: ``{obs = {shape = [4], dtype = "float32"}}``."""
+    if isinstance(setting.value, Signature):
+        return setting.value
     nest = _read_specs(setting)
     try:
         Signature.of(nest)
@@ -157,10 +174,12 @@ def _read_specs(setting: Setting) -> object:
         raise setting.refuse(str(error)) from None
 
 
-def _describe_signature(nest: Any) -> object:
+def _describe_specs(nest: object) -> object:
     if isinstance(nest, ArraySpec):
         shape = ["any" if extent is None else extent for extent in nest.shape]
         return {"shape": shape, "dtype": dtype_name(nest.dtype)}
-    if isinstance(nest, Mapping):
-        return {name: _describe_signature(value) for name, value in nest.items()}
-    return [_describe_signature(value) for value in nest]
+    if type(nest) is dict:
+        return {name: _describe_specs(value) for name, value in nest.items()}
+    if type(nest) is list:
+        return [_describe_specs(value) for value in nest]
+    raise InvalidArgument(f"TOML has dicts and lists, but no {type(nest).__name__}")

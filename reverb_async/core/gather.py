@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from reverb_async.core.encoded.layout import EncodedLayout
+from reverb_async.core.encoded.part import EncodedPart
 from reverb_async.core.item import ItemLayout, Leaf
 from reverb_async.core.runs import Rows, as_run
 from reverb_async.core.slots import Slots
@@ -54,22 +56,33 @@ class Part:
     lengths: list[int | Rows]
     rows: list[Rows]
 
+    @property
+    def totals(self) -> list[int]:
+        """The rows of all items together, per view."""
+        return [len(rows) for rows in self.rows]
+
 
 class GatherPlan:
     """The rows a batch needs, found in one synchronous step; `run` copies them, in a thread if they are pinned.
 
     Attributes:
         parts: the rows, by layout.
-        nbytes: what `run` copies at most, values of variable size included.
+        nbytes: what `run` copies at most, values of variable size included; what it decodes counts for as many bytes
+            as could be copied meanwhile.
     """
 
     def __init__(self, slots: Slots, drawn: Rows) -> None:
-        self.parts: list[Part] = []
+        self.parts: list[Part | EncodedPart] = []
         self.nbytes = 0
         for layout_id, positions in slots.by_layout(drawn):
             layout = slots.layouts[layout_id]
             assert layout is not None
             mine = drawn if positions is None else drawn[positions]
+            if isinstance(layout, EncodedLayout):
+                part = EncodedPart(layout, positions, slots.runs(0, mine), slots.runs(1, mine), slots.nbytes[mine])
+                self.parts.append(part)
+                self.nbytes += part.nbytes
+                continue
             records = slots.read_again(mine)
             lengths: list[int | Rows] = []
             rows = []
@@ -109,9 +122,16 @@ class GatherPlan:
             wanted: per layout of `layouts`, the leaves to gather; None: all.
             outs: per layout, an array to fill for each of these leaves, ``[sum(length), *row_shape]``; None where a new
                 one is wanted, and for variable rows.
+
+        Raises:
+            DamagedChunks: encoded items cannot be decoded.
         """
         pieces = []
         for at, (part, leaves) in enumerate(zip(self.parts, wanted, strict=True)):
+            if isinstance(part, EncodedPart):
+                shown = part.gather(leaves, None if outs is None else outs[at])
+                pieces.append(Piece(part.layout, part.positions, part.lengths, shown))
+                continue
             layout = part.layout
             chosen = layout.leaves if leaves is None else [layout.leaves[leaf] for leaf in leaves]
             into = _room(part, chosen) if outs is None else outs[at]

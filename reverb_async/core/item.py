@@ -44,6 +44,11 @@ class ItemLayout:
     stores: tuple[RowStore, ...]
     leaves: tuple[Leaf, ...]
 
+    @property
+    def num_views(self) -> int:
+        """How many views the leaves are cut from."""
+        return len(self.stores)
+
     def row_spec(self, leaf: Leaf) -> ArraySpec:
         """Return dtype and shape of one row of `leaf`, without a time axis."""
         return self.stores[leaf.view].specs[leaf.column]

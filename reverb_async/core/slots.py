@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from reverb_async.core.item import ItemBlock, ItemLayout
 from reverb_async.core.runs import Rows, Runs, as_run
+from reverb_async.core.storage import RowStore
 
 FREE, LIVE, OUT, GONE = 0, 1, 2, 3
 """A slot is free, holds an item of the table, holds one that was sampled out and may still be handed back, or one that
@@ -231,6 +232,31 @@ class Slots:
         if len(ids) == 1 or bool((ids == first).all()):
             return [(first, None)]
         return [(int(layout_id), np.flatnonzero(ids == layout_id)) for layout_id in np.unique(ids)]
+
+    def showing(self, store: RowStore, row: int) -> Rows:
+        """Return the slots of the table's items that refer to a row of `store`. O(slots in use)."""
+        used = slice(0, self.high_water)
+        found = []
+        for number, kept in enumerate(self._views):
+            layouts = [
+                id
+                for id, layout in enumerate(self.layouts)
+                if layout is not None and layout.stores[number : number + 1] == (store,)
+            ]
+            if not layouts:
+                continue
+            first = kept.first[used]
+            slots = np.flatnonzero((first <= row) & (row < first + kept.length[used]))
+            if kept.pieces:
+                slots = np.array([slot for slot in slots.tolist() if slot not in kept.pieces], np.int64)
+                pieces = [
+                    slot
+                    for slot, runs in kept.pieces.items()
+                    if bool(((runs[:, 0] <= row) & (row < runs[:, 0] + runs[:, 1])).any())
+                ]
+                slots = np.concatenate([slots, np.array(pieces, np.int64)])
+            found.append(slots[(self.state[slots] == LIVE) & np.isin(self.layout[slots], layouts)])
+        return np.concatenate(found) if found else np.zeros(0, np.int64)
 
     def episodes_of(self, slots: Rows) -> tuple[dict[int, int], int]:
         """Return how many of the items refer to each episode, and how many are an episode of their own."""

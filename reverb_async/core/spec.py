@@ -178,11 +178,13 @@ class Signature:
     def of(nest: object) -> Signature | None:
         """Read a signature from a nest of `ArraySpec`; anything with `shape` and `dtype` will do. None is no signature.
 
+        A `Signature` is returned as it is.
+
         Raises:
             InvalidArgument: a leaf is something else, or there is none.
         """
-        if nest is None:
-            return None
+        if nest is None or isinstance(nest, Signature):
+            return nest
         leaves, structure = flatten(nest)
         if not leaves:
             raise InvalidArgument(f"the signature {structure.describe()} has no columns; pass None for no signature")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from grpclib.const import Handler
 from grpclib.server import Stream
 
-from reverb_async.errors import ReplayError, TableClosed
 from reverb_async.protocol.message import Duplex
 from reverb_async.service.service import ReplayService
 from reverb_async.wire.duplex import GrpcServerDuplex
@@ -33,10 +32,9 @@ from reverb_async.wire.generated.reverb_async.v1 import (
     ServerInfoResponse,
 )
 from reverb_async.wire.memory_offer import memory_offer_to_proto
+from reverb_async.wire.open_streams import OpenStreams
 from reverb_async.wire.status import errors_as_status
 from reverb_async.wire.table_info import table_info_to_proto
-
-_FAREWELL_S = 2.0
 
 SERVICE = "reverb_async.v1.Replay"
 
@@ -46,8 +44,7 @@ class ReplayHandlers(ReplayBase):
 
     def __init__(self, service: ReplayService) -> None:
         self._service = service
-        self._closing = False
-        self._streams: set[asyncio.Task[Any]] = set()
+        self._streams = OpenStreams()
 
     def __mapping__(self) -> dict[str, Handler]:
         """Return the handlers; the three streams bypass the generated per-message classes."""
@@ -63,43 +60,19 @@ class ReplayHandlers(ReplayBase):
 
     def _streaming(self, serve: Callable[[Duplex], Awaitable[None]]) -> Callable[[Stream[Any, Any]], Awaitable[None]]:
         async def handle(stream: Stream[Any, Any]) -> None:
-            task = asyncio.current_task()
-            assert task is not None
-            self._streams.add(task)
-            try:
-                with errors_as_status():
-                    self._refuse_when_closing()
-                    try:
-                        await serve(GrpcServerDuplex(stream))
-                    except (asyncio.CancelledError, ReplayError):
-                        if not task.cancelling():
-                            raise
-                        if self._closing and task.uncancel() == 0:
-                            self._refuse_when_closing()  # `close` ended the stream: its client shall know why.
-                        # grpclib waits for this when the client left, whatever the stream was just failing with: a task
-                        # group tells what its tasks died of, not that it was cancelled.
-                        raise asyncio.CancelledError from None
-            finally:
-                self._streams.discard(task)
+            with errors_as_status():
+                await self._streams.serve(lambda: serve(GrpcServerDuplex(stream)))
 
         return handle
 
-    def _refuse_when_closing(self) -> None:
-        if self._closing:
-            raise TableClosed("the server is stopping")
-
     async def close(self) -> None:
         """End all streams with `TableClosed` and refuse new ones."""
-        self._closing = True
-        for task in self._streams:
-            task.cancel()
-        if self._streams:
-            await asyncio.wait(self._streams, timeout=_FAREWELL_S)
+        await self._streams.close()
 
     async def hello(self, message: HelloRequest) -> HelloResponse:
         """Introduce client and server to each other."""
         with errors_as_status():
-            self._refuse_when_closing()
+            self._streams.refuse_when_closing()
             hello = self._service.hello(message.protocol_version)
             return HelloResponse(
                 protocol_version=hello.protocol_version,
@@ -136,9 +109,10 @@ class ReplayHandlers(ReplayBase):
 
 
 class HealthHandlers(HealthBase):
-    """gRPC's health service: SERVING from start to close, for the server as a whole and for its service."""
+    """gRPC's health service: SERVING from start to close, for the server as a whole and for its services, by name."""
 
-    def __init__(self) -> None:
+    def __init__(self, services: Sequence[str] = (SERVICE,)) -> None:
+        self._services = {"", *services}
         self._serving = asyncio.Event()
         self._serving.set()
         self._stopped = asyncio.Event()
@@ -150,7 +124,7 @@ class HealthHandlers(HealthBase):
 
     def _status(self, service: str) -> HealthCheckResponse:
         statuses = HealthCheckResponseServingStatus
-        if service not in ("", SERVICE):
+        if service not in self._services:
             return HealthCheckResponse(status=statuses.SERVICE_UNKNOWN)
         return HealthCheckResponse(status=statuses.SERVING if self._serving.is_set() else statuses.NOT_SERVING)
 

@@ -11,17 +11,23 @@ import socket
 import stat
 from collections.abc import Sequence
 from types import TracebackType
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from reverb_async.client.client import Client
+from reverb_async.compat import rpc as compat
+from reverb_async.compat.rpc import DeepMindHandlers
 from reverb_async.errors import Closed, InvalidArgument
 from reverb_async.hosts import is_loopback
 from reverb_async.inprocess import InProcessTransport
 from reverb_async.replay import Replay
-from reverb_async.server.rpc import HealthHandlers, ReplayHandlers
+from reverb_async.server.rpc import SERVICE, HealthHandlers, ReplayHandlers
 from reverb_async.service.service import ReplayService
 from reverb_async.table import Table
 from reverb_async.wire.http2 import MAX_MESSAGE_BYTES, ReplayServer, WindowBudget
+
+if TYPE_CHECKING:
+    from grpclib._typing import IServable
 
 logger = logging.getLogger("reverb_async")
 
@@ -40,6 +46,7 @@ class Server:
         port: 0 picks a free one (see `Server.port`); None: no TCP.
         unix_path: path of a Unix socket to listen on as well.
         insecure: accept connections from other machines although nothing is encrypted and nobody is asked who they are.
+        reverb_compat: serve clients of DeepMind's Reverb as well, on the same port and with the same tables.
 
     Raises:
         InvalidArgument: no tables, duplicate names, or a host that needs `insecure`.
@@ -53,6 +60,7 @@ class Server:
         port: int | None = 0,
         unix_path: str | os.PathLike[str] | None = None,
         insecure: bool = False,
+        reverb_compat: bool = True,
     ) -> None:
         self._replay = Replay(tables)
         self._service = ReplayService(self._replay, MAX_MESSAGE_BYTES)
@@ -68,6 +76,7 @@ class Server:
             raise InvalidArgument(f"port must be an int from 0 (any free one) to 65535, or None, got {port!r}")
         self._listening: list[ReplayServer] = []
         self._handlers: ReplayHandlers | None = None
+        self._deepmind: DeepMindHandlers | None = DeepMindHandlers(self._replay) if reverb_compat else None
         self._health: HealthHandlers | None = None
         self._clients: WeakSet[Client] = WeakSet()
         self._transports: WeakSet[InProcessTransport] = WeakSet()
@@ -96,16 +105,23 @@ class Server:
         self._replay.open()
         self._stopped = asyncio.Event()
         self._handlers = ReplayHandlers(self._service)
-        self._health = HealthHandlers()
+        self._health = HealthHandlers([SERVICE] if self._deepmind is None else [SERVICE, compat.SERVICE])
+        handlers: list[IServable] = [self._handlers, self._health]
+        if self._deepmind is not None:
+            handlers.append(self._deepmind)
         budget = WindowBudget(RECEIVE_BUDGET_BYTES)
+
+        def listener() -> ReplayServer:
+            return ReplayServer(handlers, message_limits=compat.MESSAGE_LIMITS, window_budget=budget)
+
         try:
             if self._port is not None:
-                server = ReplayServer([self._handlers, self._health], window_budget=budget)
+                server = listener()
                 await _listen(server, self._host, self._port)
                 self._listening.append(server)
                 self._port = server.sockets[0].getsockname()[1]
             if self._unix_path is not None:
-                server = ReplayServer([self._handlers, self._health], window_budget=budget)
+                server = listener()
                 await _listen_unix(server, self._unix_path)
                 self._listening.append(server)
         except BaseException:
@@ -142,6 +158,8 @@ class Server:
                 self._health.close()
             if self._handlers is not None:
                 await self._handlers.close()
+            if self._deepmind is not None:
+                await self._deepmind.close()
         finally:
             for server in self._listening:
                 server.close()

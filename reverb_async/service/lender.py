@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from reverb_async.core.draw import Draw
+from reverb_async.core.encoded import EncodedLayout
 from reverb_async.core.gather import GatherPlan
 from reverb_async.core.item import ItemLayout
 from reverb_async.core.storage import RowStore
@@ -86,6 +87,8 @@ class Lender:
             self._over_wire -= 1
             return None
         if plan.nbytes < MIN_LENT_BYTES:  # at most so much would be copied; a single item shall not pay for more
+            return None
+        if any(isinstance(layout, EncodedLayout) for layout in plan.layouts):
             return None
         layouts = [
             self._layouts.get(sampled.id) or _Layout.of(layout, sampled, leaves)

@@ -57,13 +57,15 @@ class Gathering:
     Attributes:
         rows: the pieces of each plan, once they are copied.
         finish: makes the response of them.
+        first: the number of the first batch in it.
     """
 
     rows: asyncio.Future[list[list[Piece]]]
     finish: Callable[[list[list[Piece]]], SampleResponse]
+    first: int
 
     async def response(self) -> SampleResponse:
-        """Wait for the rows; return the message to send."""
+        """Wait for the rows; return the message to send. Raises `DamagedChunks` as `SampleAnswers.response` does."""
         return self.finish(await asyncio.shield(self.rows))  # When this stream is cancelled, the thread goes on.
 
 
@@ -86,6 +88,9 @@ class SampleAnswers:
         """Gather the rows of fresh draws, in a thread when there are many, and return the message to send.
 
         To be called in the step that drew; the rows are the draws' until they are gathered.
+
+        Raises:
+            DamagedChunks: encoded items cannot be decoded.
         """
         wanted = [[self.declared(part.layout)[1] for part in each.plan.parts] for each in drawn]
         if not self._wanted.together:
@@ -104,7 +109,7 @@ class SampleAnswers:
             sampled = SampledLayout(
                 len(self._layouts),
                 structure,
-                len(layout.stores),
+                layout.num_views,
                 tuple((leaf.view, leaf.squeeze, layout.row_spec(leaf)) for leaf in chosen),
             )
             known = self._layouts[layout] = (sampled, leaves)
@@ -142,7 +147,7 @@ class SampleAnswers:
         else:
             places = self._packer.heads(len(draw), heads)
             for head, part in zip(heads, parts, strict=True):
-                self._packer.columns(places, head, [len(rows) for rows in part.rows])
+                self._packer.columns(places, head, part.totals)
         buffer = self._pool.take(places.nbytes)
         arrays = iter(places.arrays(buffer))
         info = (draw.keys, draw.probabilities, draw.priorities, draw.times_sampled, draw.table_sizes, draw.inserted_at)
@@ -184,7 +189,7 @@ def _gather(
         plan.pin()
     rows = asyncio.get_running_loop().run_in_executor(None, run)
     rows.add_done_callback(unpin)
-    return Gathering(rows, finish)
+    return Gathering(rows, finish, drawn[0].seq)
 
 
 def _selected(layout: ItemLayout, columns: list[Path] | None) -> tuple[Structure, list[int]]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from reverb_async.core.buffer_pool import BufferPool
 from reverb_async.core.draw import Draw
+from reverb_async.core.encoded import DamagedChunks
 from reverb_async.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted
 from reverb_async.protocol.lending import Returned
 from reverb_async.protocol.message import Duplex, Message
@@ -169,18 +170,44 @@ class SampleStream:
                     begun = self._begin(self._draw_now() or [await self._draw_waiting(tell)])
                 except DeadlineExceeded as error:
                     begun = SampleResponse(failed=[(self._seq, error.to_map())]).to_message()
-            await self._send(begun if isinstance(begun, Message) else (await begun.response()).to_message())
+            if isinstance(begun, Gathering):
+                begun = await self._finish(begun)
+            if begun is not None:
+                await self._send(begun)
             if self._credits:
                 # Neither drawing nor sending is certain to suspend; without this a fast stream would starve all others.
                 await asyncio.sleep(0)
 
-    def _begin(self, drawn: list[Drawn]) -> Gathering | Message:
-        """Lend or gather the rows of fresh draws; call it in the step that drew."""
+    def _begin(self, drawn: list[Drawn]) -> Gathering | Message | None:
+        """Lend or gather the rows of fresh draws; call it in the step that drew. None: see `_remove_damaged`."""
         lent = self._lend(drawn)
         if lent is not None:
             return lent
-        response = self._answers.response(drawn)
+        try:
+            response = self._answers.response(drawn)
+        except DamagedChunks as damage:
+            self._remove_damaged(drawn[0].seq, damage)
+            return None
         return response if isinstance(response, Gathering) else response.to_message()
+
+    async def _finish(self, gathering: Gathering) -> Message | None:
+        """Return what a thread has gathered."""
+        try:
+            return (await gathering.response()).to_message()
+        except DamagedChunks as damage:
+            self._remove_damaged(gathering.first, damage)
+            return None
+
+    def _remove_damaged(self, first: int, damage: DamagedChunks) -> None:
+        """Undo the draws from number `first` on, of which nothing was sent, and remove items that cannot be read.
+
+        The credits are free again, for other items.
+        """
+        while self._unconsumed and self._unconsumed[-1][0] >= first:
+            self._table.hand_back(self._unconsumed.pop()[1])
+        self._credits += self._seq - first + 1
+        self._seq = first - 1
+        self._replay.remove_damaged(damage)
 
     def _draw_now(self) -> list[Drawn]:
         """Draw for as many credits as go into one message; nothing if the first of them has to wait."""

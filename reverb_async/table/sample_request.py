@@ -9,14 +9,20 @@ from reverb_async.core.table_state import TableState
 class SampleRequest:
     """A request for items while it is being filled: permits, or items already drawn where sampling removes them.
 
+    Args:
+        state: the table's.
+        size: how many items are wanted.
+        any_number: fewer will do, if there is one at least.
+
     Attributes:
         size: how many items are wanted.
         count: how many of them are admitted.
         waited: the request could not be filled at once.
     """
 
-    def __init__(self, state: TableState, size: int) -> None:
+    def __init__(self, state: TableState, size: int, *, any_number: bool = False) -> None:
         self._state = state
+        self._any_number = any_number
         self.size = size
         self.count = 0
         self._generation = state.generation
@@ -45,7 +51,7 @@ class SampleRequest:
         else:
             state.reserve_samples(admitted)
             self.count += admitted
-        return self.count == self.size
+        return self.count == self.size or (self._any_number and self.cut_short())
 
     def cut_short(self) -> bool:
         """Settle for what was admitted so far; return False if that is nothing."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from reverb_async.core import rate_limiters, selectors
 from reverb_async.core.draw import Draw, MutateResult
+from reverb_async.core.encoded import EncodedLayout
 from reverb_async.core.gather import GatherPlan
 from reverb_async.core.info import CallStats, RateLimiterInfo, TableInfo, WaiterInfo
 from reverb_async.core.item import ItemBlock, ItemLayout
@@ -181,7 +182,7 @@ class Table:
             SignatureMismatch: the items do not look as the signature says.
             InvalidArgument: a priority the selectors refuse, or an item beyond `max_bytes`.
         """
-        if self._signature is not None:
+        if self._signature is not None and not isinstance(block.layout, EncodedLayout):  # whose door has checked them
             for at, view, wanted in self._fit(block.layout):
                 length = block.views[view].length
                 if wanted is not None and not bool((length == wanted).all()):
@@ -238,7 +239,13 @@ class Table:
     # -- sampling -----------------------------------------------------------------------------------------------------
 
     async def sample(
-        self, n: int, *, deadline: Deadline | None = None, partial: bool = False, notice: Notice | None = None
+        self,
+        n: int,
+        *,
+        deadline: Deadline | None = None,
+        partial: bool = False,
+        any_number: bool = False,
+        notice: Notice | None = None,
     ) -> Draw:
         """Draw `n` items, waiting for the rate limiter.
 
@@ -250,6 +257,7 @@ class Table:
             n: how many.
             deadline: when to give up.
             partial: when the time is up, return what there is, if there is any.
+            any_number: return as soon as there is any, with all there is then, `n` items at most.
             notice: called with a text when the wait gets long.
 
         Raises:
@@ -257,7 +265,7 @@ class Table:
             TableClosed: the table was closed.
         """
         self.raise_if_closed()
-        request = SampleRequest(self.state, n)
+        request = SampleRequest(self.state, n, any_number=any_number)
         if len(self._samplers) or not request.fill():
             await self._wait_for_samples(request, deadline or Deadline(None), partial, notice)
         draw = request.draw()

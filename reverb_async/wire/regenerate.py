@@ -1,4 +1,4 @@
-"""Generates `wire/generated/` from `protos/`: ``python -m reverb_async.wire.regenerate`` (needs the ``dev`` extra)."""
+"""Generates what is made of `protos/`: ``python -m reverb_async.wire.regenerate`` (needs the ``dev`` extra)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 PROTOS = Path(__file__).parents[2] / "protos"
 GENERATED = Path(__file__).parent / "generated"
+DESCRIPTORS = Path(__file__).parents[1] / "config" / "reverb_config.binpb"
 
 
 def generate(target: Path) -> None:
@@ -19,16 +20,30 @@ def generate(target: Path) -> None:
     """
     target.mkdir(parents=True, exist_ok=True)
     sources = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
-    command = [
-        *(sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTOS}", f"--python_betterproto2_out={target}"),
+    _compile(
+        f"--python_betterproto2_out={target}",
         "--python_betterproto2_opt=client_generation=async",
         "--python_betterproto2_opt=server_generation=async",
         *sources,
-    ]
+    )
+
+
+def generate_descriptors(target: Path) -> None:
+    """Write what protobuf needs to know to read dm-reverb's server configuration into the file `target`.
+
+    Raises:
+        subprocess.CalledProcessError: as for `generate`.
+    """
+    _compile("--include_imports", f"--descriptor_set_out={target}", "deepmind/reverb/reverb_config.proto")
+
+
+def _compile(*args: str) -> None:
     # protoc looks for the plugin, and the plugin for ruff, on the PATH: both are installed beside this interpreter.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    subprocess.run(command, check=True, env={**os.environ, "PATH": path}, cwd=target)
+    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTOS}", *args]
+    subprocess.run(command, check=True, env={**os.environ, "PATH": path}, cwd=PROTOS)
 
 
 if __name__ == "__main__":
     generate(GENERATED)
+    generate_descriptors(DESCRIPTORS)

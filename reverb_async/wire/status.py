@@ -68,7 +68,7 @@ TRANSPORT_ERRORS = (GRPCError, StreamTerminatedError, h2.exceptions.ProtocolErro
 def to_grpc_error(error: ReplayError) -> GRPCError:
     """Return the status that tells a gRPC client of `error`; its details are the error's map."""
     status = next(status for kind, status in _STATUSES if isinstance(error, kind))
-    return GRPCError(status, _shortened(str(error)), error.to_map())
+    return GRPCError(status, shortened(str(error)), error.to_map())
 
 
 def pack_details(details: dict[str, Any]) -> bytes:
@@ -80,7 +80,7 @@ def pack_details(details: dict[str, Any]) -> bytes:
     kind = (
         "NotFound" if details.get("type") == "TableNotFound" else details.get("type")
     )  # it cannot do without its tables
-    return pack_map({"type": kind, "message": _shortened(str(details.get("message")))})
+    return pack_map({"type": kind, "message": shortened(str(details.get("message")))})
 
 
 def unpack_details(packed: object) -> dict[str, Any] | None:
@@ -141,6 +141,7 @@ def status_as_errors(address: str) -> Iterator[None]:
         raise from_grpc_error(error, address) from cause_of(error)
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
+    """Return a status's text, cut off where it would be too long for the trailers."""
     encoded = text.encode(errors="replace")
     return encoded[:MAX_MESSAGE_BYTES].decode(errors="ignore") + ("..." if len(encoded) > MAX_MESSAGE_BYTES else "")

@@ -69,6 +69,17 @@ async def test_services_can_have_limits_of_their_own():
         channel.close()
 
 
+async def test_methods_can_have_limits_of_their_own():
+    async with serving(Service(Insert=echo), message_limits={SERVICE[1:]: 5000, INSERT: 100}) as (_, address):
+        channel = channel_to(address)
+        call = await channel.open_call(INSERT)
+        await call.send(Message({}, [np.zeros(1000, np.uint8)]), v1.Frame)
+        with pytest.raises(GRPCError, match="exceeds the limit of 100"):
+            await call.receive(v1.Frame)
+        call.abort()
+        channel.close()
+
+
 async def test_a_client_refuses_messages_that_are_too_long():
     async with serving(Service(Insert=echo)) as (_, address):
         channel = channel_to(address, max_message_bytes=100)

@@ -50,7 +50,7 @@ class Endpoint:
     Attributes:
         stream_window: bytes a stream may receive unread, at first.
         max_message_bytes: longer messages are refused before they are read.
-        message_limits: other limits for some services, by full name.
+        message_limits: other limits for some services, by full name, or for some methods, by path.
         window_budget: lets windows of streams grow; None keeps them as they are.
         pool: memory for long messages.
         connections: those that live.
@@ -93,7 +93,10 @@ class Endpoint:
 
     def limit(self, path: str) -> int:
         """Return the longest message allowed in calls of a method."""
-        return self.message_limits.get(path.split("/")[1] if path.startswith("/") else "", self.max_message_bytes)
+        limits = self.message_limits
+        if path in limits:
+            return limits[path]
+        return limits.get(path.split("/")[1] if path.startswith("/") else "", self.max_message_bytes)
 
 
 class _Data(DataFrame):

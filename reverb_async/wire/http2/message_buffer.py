@@ -67,6 +67,11 @@ class MessageBuffer:
         """Whether there is a whole message, or more than is looked at before some were read."""
         return bool(self._messages or self._backlog)
 
+    @property
+    def has_message(self) -> bool:
+        """Whether a message is here whole."""
+        return bool(self._messages)
+
     async def message(self) -> Body | None:
         """Return the next message, None at the end of the stream. Cancelling loses nothing.
 

@@ -32,7 +32,7 @@ class ReplayServer(grpclib.server.Server):
         handlers: the services.
         codec: `GrpcCodec` unless given.
         max_message_bytes: longer messages are refused with RESOURCE_EXHAUSTED before they are read.
-        message_limits: other limits for some services, by full name.
+        message_limits: other limits for some services, by full name, or for some methods, by path.
         window_budget: what streams may receive unread beyond 64 KiB each; servers may share one.
     """
 

@@ -87,6 +87,11 @@ class Stream(grpclib.protocol.Stream):
         self._body_is_next = True
         return self._prefix
 
+    @property
+    def has_message(self) -> bool:
+        """Whether a message is known to be here whole, so that `receive` returns it at once."""
+        return False
+
     async def receive(self) -> Body | None:
         """Return the next message's body, None at the end of the stream. Cancelling loses nothing.
 

@@ -1,0 +1,1 @@
+"""DeepMind's Reverb protocol as a second door to the same tables."""

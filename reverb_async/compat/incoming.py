@@ -1,0 +1,262 @@
+"""The chunks an insert stream may refer to, and items made of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from grpclib.const import Status
+
+from reverb_async.compat.columns import ColumnHead, ColumnLayouts, Fit, Kind, kind_of
+from reverb_async.compat.episodes import EpisodeNumbers
+from reverb_async.compat.statuses import CallRefused, missing_chunk
+from reverb_async.compat.tensors import decode_chunk_tensor
+from reverb_async.compat.wire_format import ChunkView, ItemView
+from reverb_async.core.encoded import EncodedItem, EncodedItems
+from reverb_async.core.runs import Rows
+from reverb_async.errors import InvalidArgument, ResourceExhausted
+from reverb_async.table import Table
+
+MAX_CHUNKS = 1 << 20
+MAX_CHUNK_BYTES = 4 << 30
+"""What one stream may keep that no item has to show: chunks, and their encoded bytes."""
+
+MAX_ITEM_BYTES = 4 << 30
+"""Decoded bytes that one item may show; slices may show the same rows again and again."""
+
+_STEP_BYTES = 4 << 20
+_STEP_CHUNKS = 4096
+"""After so much was stored, others have a turn of the loop."""
+
+_DROPPED_AT_ONCE = 16_384
+
+
+class Tensor(NamedTuple):
+    """One tensor of a chunk.
+
+    Attributes:
+        kind: its rows'.
+        rows: how many.
+        row_bytes: of one decoded row, of strings about.
+        width: of its longest string, if rows are arrays of strings.
+    """
+
+    kind: Kind
+    rows: int
+    row_bytes: int
+    width: int
+
+
+class Chunk(NamedTuple):
+    """A chunk that a stream holds.
+
+    Attributes:
+        row: where it is stored; the stream has a pin on it.
+        nbytes: its encoded bytes.
+        episode: the number of its episode.
+        tensors: what is in it.
+    """
+
+    row: int
+    nbytes: int
+    episode: int
+    tensors: tuple[Tensor, ...]
+
+
+class IncomingItem(NamedTuple):
+    """An item that may enter its table.
+
+    Attributes:
+        table: where it goes.
+        key: the item's.
+        priority: the item's.
+        fit: the layout it has there.
+        item: what is to be kept.
+        episodes: the first and the last one's number.
+    """
+
+    table: Table
+    key: int
+    priority: float
+    fit: Fit
+    item: EncodedItem
+    episodes: tuple[int, int]
+
+
+class HeldChunks:
+    """The chunks one stream has sent and not dropped, by key."""
+
+    def __init__(self, encoded: EncodedItems, layouts: ColumnLayouts, episodes: EpisodeNumbers) -> None:
+        self._encoded = encoded
+        self._layouts = layouts
+        self._episodes = episodes
+        self._chunks: dict[int, Chunk] = {}
+        self._arrived: deque[Chunk] = deque()
+        self._dropped: list[Chunk] = []
+        self._nbytes = 0
+
+    async def store(self, views: Sequence[ChunkView]) -> None:
+        """Store chunks, to be given to `hold` one after the other. Lets others run while there are many.
+
+        Raises:
+            InvalidArgument: a tensor is of a kind that cannot be kept; perhaps others are stored.
+            ResourceExhausted: the stream keeps too much, or the store is full.
+        """
+        start, nbytes = 0, 0
+        for at, view in enumerate(views):
+            if nbytes and (nbytes + len(view.raw) > _STEP_BYTES or at - start >= _STEP_CHUNKS):
+                self._store(views[start:at], nbytes)
+                start, nbytes = at, 0
+                await asyncio.sleep(0)
+            nbytes += len(view.raw)
+        if nbytes:
+            self._store(views[start:], nbytes)
+
+    def _store(self, views: Sequence[ChunkView], nbytes: int) -> None:
+        count = len(self._chunks) + len(self._arrived) + len(views)
+        if count > MAX_CHUNKS or self._nbytes + nbytes > MAX_CHUNK_BYTES:
+            raise ResourceExhausted(
+                f"the stream keeps more than {MAX_CHUNKS} chunks or {MAX_CHUNK_BYTES} bytes of them: "
+                f"create items, whose keep_chunk_keys drop what is not needed any more"
+            )
+        tensors = [_tensors(view) for view in views]
+        keys = np.array([view.key for view in views], np.uint64)
+        rows = self._encoded.add_chunks([view.raw for view in views], keys)
+        number = self._episodes.number
+        self._arrived.extend(
+            Chunk(row, len(view.raw), number(view.episode_id), known)
+            for view, row, known in zip(views, rows.tolist(), tensors, strict=True)
+        )
+        self._nbytes += nbytes
+
+    def hold(self, views: Sequence[ChunkView]) -> None:
+        """Let items show the next chunks that were stored; of several with one key the first counts."""
+        for view in views:
+            chunk = self._arrived.popleft()
+            if self._chunks.setdefault(view.key, chunk) is not chunk:
+                self._dropped.append(chunk)
+
+    def forget(self) -> None:
+        """Drop what was stored and is not held."""
+        self._dropped += self._arrived
+        self._arrived.clear()
+        self.release()
+
+    def keep_only(self, keys: Collection[int]) -> None:
+        """Let items show no other chunks any more.
+
+        Raises:
+            CallRefused: some of `keys` are not here; the others were dropped nevertheless.
+        """
+        self._dropped += [self._chunks.pop(key) for key in self._chunks.keys() - set(keys)]
+        if len(self._chunks) != len(keys):
+            raise CallRefused(
+                Status.FAILED_PRECONDITION,
+                f"ReleaseOutOfRangeChunks: Kept less chunks than expected.  "
+                f"chunks_.size() == {len(self._chunks)} != keep_keys.size() == {len(keys)}",
+            )
+
+    def release(self) -> None:
+        """Let go of the chunks that were dropped, now that the items which show them hold them."""
+        if self._dropped:
+            self._let_go(self._dropped)
+            self._dropped = []
+
+    def close(self) -> None:
+        """Drop all chunks, in slices when there are many."""
+        chunks = [*self._chunks.values(), *self._arrived, *self._dropped]
+        self._chunks.clear()
+        self._arrived.clear()
+        self._dropped.clear()
+
+        def next_slice() -> None:
+            if chunks:
+                self._let_go(chunks[-_DROPPED_AT_ONCE:])
+                del chunks[-_DROPPED_AT_ONCE:]
+            if chunks:
+                asyncio.get_running_loop().call_soon(next_slice)
+
+        next_slice()
+
+    def _let_go(self, chunks: Sequence[Chunk]) -> None:
+        self._nbytes -= sum([chunk.nbytes for chunk in chunks])
+        rows: Rows = np.array([chunk.row for chunk in chunks], np.int64)
+        self._encoded.drop(rows)
+
+    def take(self, table: Table, view: ItemView) -> IncomingItem:
+        """Return an item of chunks that are here, checked.
+
+        Raises:
+            InvalidArgument: it can never enter `table`.
+            CallRefused: it shows a chunk that is not here.
+        """
+        positions: dict[int, int] = {}
+        chunks: list[Chunk] = []
+        columns: list[list[tuple[int, int, int, int]]] = []
+        heads: list[ColumnHead] = []
+        lengths: list[int] = []
+        nbytes = 0
+        for number, column in enumerate(view.columns):
+            slices = []
+            length = width = 0
+            kind: Kind | None = None
+            for chunk_key, offset, count, index in column.slices:
+                position = positions.get(chunk_key)
+                if position is None:
+                    held = self._chunks.get(chunk_key)
+                    if held is None:
+                        raise missing_chunk(chunk_key)
+                    position = positions[chunk_key] = len(chunks)
+                    chunks.append(held)
+                tensors = chunks[position].tensors
+                if not 0 <= index < len(tensors):
+                    raise InvalidArgument(f"column {number}: chunk {chunk_key} has {len(tensors)} tensors, no {index}")
+                tensor = tensors[index]
+                if offset < 0 or count < 1 or offset + count > tensor.rows:
+                    raise InvalidArgument(
+                        f"column {number}: rows {offset} to {offset + count - 1} are shown of tensor {index} "
+                        f"of chunk {chunk_key}, which has {tensor.rows}"
+                    )
+                if kind is None:
+                    kind = tensor.kind
+                elif kind is not tensor.kind:
+                    raise InvalidArgument(f"column {number} has rows of {kind.spec} and of {tensor.kind.spec}")
+                slices.append((position, offset, count, index))
+                length += count
+                nbytes += count * tensor.row_bytes
+                if tensor.width > width:
+                    width = tensor.width
+            if kind is None:
+                raise InvalidArgument("Item trajectory must not be empty.")
+            if column.squeeze and length != 1:
+                raise InvalidArgument(f"column {number} is squeezed, which takes one row, but has {length}")
+            columns.append(slices)
+            heads.append(ColumnHead(kind, column.squeeze, width))
+            lengths.append(length)
+        if not columns:
+            raise InvalidArgument("Item trajectory must not be empty.")
+        if nbytes > MAX_ITEM_BYTES:
+            raise InvalidArgument(f"an item shows {nbytes} bytes; at most {MAX_ITEM_BYTES} can be: cut it up")
+        fit = self._layouts.find(table, tuple(heads), is_one_step=max(lengths) == 1)
+        fit.check(table, lengths)
+        rows = np.array([chunk.row for chunk in chunks], np.int64)
+        item = EncodedItem(rows, columns, bytes(view.trajectory), nbytes)
+        return IncomingItem(table, view.key, view.priority, fit, item, _span([chunk.episode for chunk in chunks]))
+
+
+def _tensors(view: ChunkView) -> tuple[Tensor, ...]:
+    tensors = []
+    for index, head in enumerate(view.tensors):
+        kind = kind_of(head.dtype, head.shape[1:])
+        width = np.asarray(decode_chunk_tensor(view.raw, index)).dtype.itemsize if kind.is_string_array else 0
+        tensors.append(Tensor(kind, head.shape[0], kind.row_bytes or len(view.raw) // max(head.shape[0], 1), width))
+    return tuple(tensors)
+
+
+def _span(episodes: Sequence[int]) -> tuple[int, int]:
+    """Return the first and last episode of an item if its episodes are numbered without a gap, else the last alone."""
+    first, last = min(episodes), max(episodes)
+    return (first, last) if first == last or len(set(episodes)) == last - first + 1 else (last, last)

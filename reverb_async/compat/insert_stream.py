@@ -1,0 +1,243 @@
+"""The server's end of an InsertStream: store chunks, insert items or let them wait, confirm those that are in."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from reverb_async.compat.incoming import HeldChunks, IncomingItem
+from reverb_async.compat.scanning import Data
+from reverb_async.compat.table_inserts import TableInserts
+from reverb_async.compat.wire_format import InsertRequest, read_insert_request, write_insert_response
+from reverb_async.errors import InvalidArgument, ReplayError
+from reverb_async.table import Table
+
+if TYPE_CHECKING:
+    from reverb_async.compat.bytes_stream import BytesStream
+    from reverb_async.compat.service import DeepMindService
+
+MAX_INLINE_BYTES = 1 << 20
+"""Longer messages are read in a thread: they may have any number of parts."""
+
+MAX_TOGETHER = 64
+"""Short messages that are worked off in one go."""
+
+MAX_BLOCK_ITEMS = 1024
+"""After so many items of one message others have a turn of the loop."""
+
+MAX_UNCONFIRMED = 4096
+"""A stream is read no further while its client does not take so many confirmations."""
+
+
+class InsertStream:
+    """One writer's stream.
+
+    Messages are worked off one after the other. Items that have to wait stand in the queues of their tables, so that
+    one table holds up neither others nor the withdrawal of the waiting items; but when too many of them wait for one
+    table, the stream is read no further.
+    """
+
+    def __init__(self, service: DeepMindService, stream: BytesStream) -> None:
+        self._service = service
+        self._stream = stream
+        self._chunks = HeldChunks(service.encoded, service.layouts, service.episodes.stream())
+        self._tables: dict[Table, TableInserts] = {}
+        self._confirmed: list[int] = []
+        self._sender: asyncio.Task[None] | None = None
+        self._is_sending = False
+        self._is_working = False
+        self._room = asyncio.Event()
+        self._error: ReplayError | None = None
+        self._main: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Serve the stream until its client ends it or vanishes.
+
+        Items that wait when the client ends its side stay in the queues; when it vanishes they are withdrawn.
+        """
+        self._main = asyncio.current_task()
+        self._service.replay.count_writers(1)
+        try:
+            while bodies := await self._receive():
+                self._is_working = True
+                try:
+                    await self._work_off(bodies)
+                except ReplayError:
+                    await self._send_confirmations()
+                    raise
+                self._is_working = False
+                bodies.clear()  # They may be large, and what follows may take long.
+                await self._send_confirmations()
+                await self._wait_for_room()
+            await self._service.adopt([inserts for inserts in self._tables.values() if inserts.count])
+            self._tables.clear()
+            if self._sender is not None:
+                await asyncio.wait({self._sender})
+            await self._send_confirmations()
+        except asyncio.CancelledError:
+            if self._error is not None and self._main is not None and self._main.uncancel() == 0:
+                raise self._error from None
+            raise
+        finally:
+            self._main = None
+            self._service.replay.count_writers(-1)
+            if self._sender is not None:
+                self._sender.cancel()
+            for inserts in self._tables.values():
+                inserts.withdraw()
+            self._chunks.close()
+
+    def _fail(self, error: ReplayError) -> None:
+        """End the stream, whatever it waits for."""
+        if self._error is None and self._main is not None:
+            self._error = error
+            self._main.cancel()
+
+    async def _receive(self) -> list[Data]:
+        """Return the next message and the short ones that are here already, nothing at the end of the stream."""
+        body = await self._stream.receive()
+        if body is None:
+            return []
+        bodies, nbytes = [body], len(body)
+        most = min([MAX_TOGETHER, *(inserts.limit - inserts.count for inserts in self._tables.values())])
+        while self._stream.has_message and len(bodies) < most and nbytes <= MAX_INLINE_BYTES:
+            body = await self._stream.receive()
+            assert body is not None
+            bodies.append(body)
+            nbytes += len(body)
+        return bodies
+
+    async def _work_off(self, bodies: Sequence[Data]) -> None:
+        """Do what messages ask for, in their order; what can be done for all of them in one go is."""
+        try:
+            requests = [await _read(body) for body in bodies]
+            await self._chunks.store([view for request in requests for view in request.chunks])
+        except ReplayError:
+            if len(bodies) == 1:
+                raise
+            self._chunks.forget()
+            for body in bodies:  # Something is wrong with one of them: find out which, so that those before it count.
+                await self._work_off([body])
+            return
+        ready = _Ready(self._insert)
+        try:
+            for request in requests:
+                self._chunks.hold(request.chunks)
+                for number, view in enumerate(request.items, 1):
+                    table = self._service.replay.table(view.table)
+                    item = self._chunks.take(table, view)
+                    _check(item)
+                    ready.add(item)
+                    if number % MAX_BLOCK_ITEMS == 0:
+                        ready.flush()
+                        await self._send_confirmations()
+                        await asyncio.sleep(0)
+                if request.items:
+                    self._chunks.keep_only(request.keep_chunk_keys)
+        finally:  # Items before a wrong one are inserted.
+            ready.flush()
+            self._chunks.release()
+
+    def _insert(self, items: Sequence[IncomingItem]) -> None:
+        """Insert items of one table and layout, or let them wait."""
+        table, encoded = items[0].table, self._service.encoded
+        inserts = self._tables.get(table)
+        if inserts is None:
+            inserts = self._tables[table] = TableInserts(table, encoded, self._confirm, self._fail)
+        inserts.insert(
+            encoded.block(
+                items[0].fit.layout,
+                np.array([item.key for item in items], np.uint64),
+                np.array([item.priority for item in items], np.float64),
+                [item.item for item in items],
+                np.array([item.episodes for item in items], np.int64),
+            )
+        )
+
+    # -- answers ------------------------------------------------------------------------------------------------------
+
+    def _confirm(self, keys: list[int]) -> None:
+        """Have keys sent: by whoever is working off a message, when that is done, or else soon."""
+        if self._main is None:
+            return
+        self._confirmed += keys
+        self._room.set()
+        if not self._is_working and not self._is_sending and self._sender is None:
+            self._sender = asyncio.create_task(self._send_later())
+
+    async def _send_later(self) -> None:
+        try:
+            await self._send_confirmations()
+        except ReplayError as error:
+            self._fail(error)
+        finally:
+            self._sender = None
+
+    async def _send_confirmations(self) -> None:
+        """Send what is confirmed, unless somebody is just at it, who then sends what came meanwhile as well."""
+        if self._is_sending:
+            return
+        self._is_sending = True
+        try:
+            while self._confirmed:
+                keys, self._confirmed = self._confirmed[:MAX_UNCONFIRMED], self._confirmed[MAX_UNCONFIRMED:]
+                await self._stream.send([write_insert_response(np.array(keys, np.uint64))])
+                self._room.set()
+        finally:
+            self._is_sending = False
+
+    async def _wait_for_room(self) -> None:
+        """Stop reading while too many items wait for a table, or the client does not take its confirmations."""
+        while len(self._confirmed) > MAX_UNCONFIRMED or any(
+            inserts.count >= inserts.limit for inserts in self._tables.values()
+        ):
+            self._room.clear()
+            await self._room.wait()
+
+
+class _Ready:
+    """Items about to be inserted: neighbours of one table and layout together."""
+
+    def __init__(self, insert: Callable[[Sequence[IncomingItem]], None]) -> None:
+        self._insert = insert
+        self._items: list[IncomingItem] = []
+
+    def add(self, item: IncomingItem) -> None:
+        """Put an item behind the others."""
+        items = self._items
+        if items and (item.table is not items[0].table or item.fit.layout is not items[0].fit.layout):
+            self.flush()
+        self._items.append(item)
+
+    def flush(self) -> None:
+        """Insert what there is."""
+        if self._items:
+            items, self._items = self._items, []
+            self._insert(items)
+
+
+async def _read(body: Data) -> InsertRequest:
+    if len(body) > MAX_INLINE_BYTES:
+        request = await asyncio.get_running_loop().run_in_executor(None, read_insert_request, body)
+    else:
+        request = read_insert_request(body)
+    if not request.chunks and not request.items:
+        raise InvalidArgument("ProcessIncomingRequest: Request lacks both chunks and item.  Request: ")
+    return request
+
+
+def _check(item: IncomingItem) -> None:
+    """Refuse an item that its table never takes, before anything is changed."""
+    state = item.table.state
+    if math.isnan(item.priority):  # which would ask a native table for the highest priority so far
+        raise InvalidArgument("Priority must not be NaN.")
+    if not 0 <= item.priority < math.inf:
+        state.check_priorities(np.array([item.priority]))
+    if state.max_bytes is not None and item.item.nbytes > state.max_bytes:
+        raise InvalidArgument(
+            f"an item shows {item.item.nbytes} bytes, the whole table may hold max_bytes={state.max_bytes}"
+        )

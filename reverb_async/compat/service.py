@@ -1,0 +1,142 @@
+"""`deepmind.reverb.ReverbService` on the tables of a `Replay`: what a server does for DeepMind's clients."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+
+import numpy as np
+from grpclib.const import Status
+from numpy.typing import NDArray
+
+from reverb_async.compat.bytes_stream import BytesStream
+from reverb_async.compat.columns import ColumnLayouts
+from reverb_async.compat.episodes import EpisodeBook
+from reverb_async.compat.insert_stream import InsertStream
+from reverb_async.compat.message import Message
+from reverb_async.compat.native_items import NativeItems
+from reverb_async.compat.sample_stream import SampleStream
+from reverb_async.compat.scanning import Data
+from reverb_async.compat.signatures import signature_bytes
+from reverb_async.compat.statuses import NO_CHECKPOINTER, CallRefused
+from reverb_async.compat.table_info import server_info_bytes
+from reverb_async.compat.table_inserts import TableInserts
+from reverb_async.compat.tensors import decode_chunk_tensor
+from reverb_async.compat.wire_format import MutateRequest, read_mutate_request
+from reverb_async.errors import InvalidArgument
+from reverb_async.replay import Replay
+from reverb_async.table import Table
+
+MAX_ADOPTED_ITEMS = 65_536
+"""Items that wait although their streams have ended; the end of further streams waits for their items."""
+
+MAX_INLINE_BYTES = 1 << 20
+"""Longer requests are read in a thread."""
+
+MAX_STEP_KEYS = 65_536
+"""Longer lists of keys are worked off in parts, between which others have their turn."""
+
+
+class DeepMindService:
+    """Serves one `Replay` to DeepMind's clients. Every method raises `ReplayError`s only."""
+
+    def __init__(self, replay: Replay) -> None:
+        self.replay = replay
+        self.encoded = replay.encoded
+        self.encoded.decode = decode_chunk_tensor
+        self.layouts = ColumnLayouts(self.encoded)
+        self.episodes = EpisodeBook()
+        self.native_items = NativeItems()
+        # Clients keep signatures until it changes.
+        self._tables_state_id = (secrets.randbits(64), secrets.randbits(63) + 1)
+        self._signatures = [_encoded_signature(table) for table in replay.tables.values()]
+        self._adopted: set[TableInserts] = set()
+
+    async def insert(self, stream: BytesStream) -> None:
+        """Serve an InsertStream to its end."""
+        await InsertStream(self, stream).run()
+
+    async def sample(self, stream: BytesStream) -> None:
+        """Serve a SampleStream to its end."""
+        await SampleStream(self, stream).run()
+
+    async def initialize_connection(self, stream: BytesStream) -> None:
+        """Tell a sampler that it is in another process: an address of ours would be followed."""
+        if await stream.receive() is not None:
+            await stream.send([b""])
+
+    async def adopt(self, waiting: Sequence[TableInserts]) -> None:
+        """Look after items that wait although their stream ends; holds the caller up when there are too many."""
+        count = sum(inserts.count for inserts in (*waiting, *self._adopted))
+        for inserts in waiting:
+            if count > MAX_ADOPTED_ITEMS:
+                await inserts.finish()
+                continue
+            self._adopted.add(inserts)
+            inserts.when_done(self._adopted.discard)
+
+    async def mutate_priorities(self, body: Data) -> bytes:
+        """Delete, then set priorities, as DeepMind's server does; keys that are not there are passed over."""
+        if len(body) > MAX_INLINE_BYTES:
+            request = await asyncio.get_running_loop().run_in_executor(None, read_mutate_request, body)
+        else:
+            request = read_mutate_request(body)
+        table = self.replay.table(request.table)
+        deletes = request.deletes
+        keys, priorities = _to_be_set(table, request)
+        for start in range(0, len(deletes), MAX_STEP_KEYS):
+            table.mutate(keys[:0], priorities[:0], deletes[start : start + MAX_STEP_KEYS])
+            if start:
+                await asyncio.sleep(0)
+        for start in range(0, len(keys), MAX_STEP_KEYS):
+            table.mutate(keys[start : start + MAX_STEP_KEYS], priorities[start : start + MAX_STEP_KEYS], deletes[:0])
+            if start:
+                await asyncio.sleep(0)
+        return b""
+
+    async def reset(self, body: Data) -> bytes:
+        """Empty a table."""
+        self.replay.table(Message(body, "ResetRequest").text(1)).reset()
+        return b""
+
+    async def server_info(self, body: Data) -> bytes:
+        """Describe all tables."""
+        infos = [table.info for table in self.replay.tables.values()]
+        return server_info_bytes(zip(infos, self._signatures, strict=True), self._tables_state_id)
+
+    async def checkpoint(self, body: Data) -> bytes:
+        """Refuse: this server keeps everything in memory."""
+        raise CallRefused(Status.INVALID_ARGUMENT, NO_CHECKPOINTER)
+
+    async def close(self) -> None:
+        """Withdraw what still waits."""
+        for inserts in list(self._adopted):
+            inserts.withdraw()
+            await inserts.finish()
+
+
+def _encoded_signature(table: Table) -> bytes | None:
+    """Return a table's signature as clients are told it; None, which allows anything, if they could not express it."""
+    if table.signature is None:
+        return None
+    try:
+        return signature_bytes(table.signature)
+    except InvalidArgument:
+        return None
+
+
+def _to_be_set(table: Table, request: MutateRequest) -> tuple[NDArray[np.uint64], NDArray[np.float64]]:
+    """Return keys and priorities to set: all, or, if some are wrong, those of items that stay when others are deleted.
+
+    Raises:
+        InvalidArgument: a priority among these is one that the table refuses.
+    """
+    keys, priorities = request.keys, request.priorities
+    try:
+        table.state.check_priorities(priorities)
+    except InvalidArgument:
+        stays = (table.state.find(keys) >= 0) & ~np.isin(keys, request.deletes)
+        keys, priorities = keys[stays], priorities[stays]
+        table.state.check_priorities(priorities)
+    return keys, priorities

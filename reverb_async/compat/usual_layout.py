@@ -1,0 +1,158 @@
+"""Chunks and items laid out as protobuf's own libraries do: fields in order, nothing repeated or unknown.
+
+A regular expression takes such a message apart at a third of the cost of going from field to field. It knows nothing of
+lengths: they are compared with what was matched, and whatever differs is left to the general reader.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from reverb_async.compat.limits import MAX_COLUMNS, MAX_SLICES
+from reverb_async.compat.messages import ChunkView, ColumnView, ItemView, Slice
+from reverb_async.compat.scanning import double, numbers, read_varint, text
+from reverb_async.compat.tensors import TensorHead, read_head
+
+_MAX_REMEMBERED = 4096
+
+
+def _pattern(layout: bytes) -> re.Pattern[bytes]:
+    """Return a pattern in which ``<n>`` stands for a number of up to 10 bytes."""
+    return re.compile(layout.replace(b"<n>", rb"[\x80-\xff]{0,9}[\x00-\x7f]").replace(b" ", b""), re.DOTALL)
+
+
+_CHUNK = _pattern(
+    rb"\x08(<n>) \x12([\x00-\x7f]) ((?:\x08(<n>))? (?:\x10(<n>))? (?:\x18(<n>))?) (?:\x20([\x00\x01]))? \x2a(<n>)"
+)
+_TENSOR = _pattern(rb"\x0a(<n>) (\x08[\x01-\x7f] \x12[\x00-\x7f] (?:\x12[\x00-\x7f](?:\x08<n>)?){1,9}) \x22(<n>)")
+_CHUNK_END = _pattern(rb"(?:\x30<n>)? (?:\x38<n>)?")
+_ITEM = _pattern(rb"\x08(<n>) \x12([\x00-\x7f])")
+_ITEM_END = _pattern(rb"(?:\x29(.{8}))? (?:\x30(<n>))? (?:\x3a([\x00-\x7f])((?:\x08<n>)?(?:\x10<n>)?))? \x42(<n>)")
+_SLICE = _pattern(rb"\x0a([\x00-\x7f]) (\x08(<n>) (?:\x10(<n>))? (?:\x18(<n>))? (?:\x20(<n>))?)")
+
+_SQUEEZE = b"\x10\x01"
+_MAX_COLUMN_BYTES = 1 << 16
+
+_heads: dict[bytes, TensorHead] = {}
+_names: dict[bytes, str] = {}
+
+
+def match_chunk(data: memoryview, start: int, stop: int) -> ChunkView | None:
+    """Return the `ChunkData` in ``data[start:stop]`` if it is laid out as usual.
+
+    Raises:
+        InvalidArgument: it is, but a number or a tensor's head is not sound.
+    """
+    match = _CHUNK.match(data, start, stop)
+    if match is None:
+        return None
+    key, steps_size, steps, episode_id, first, last, delta, size = match.groups()
+    at = match.end()
+    data_stop = at + numbers[size]
+    if len(steps) != steps_size[0] or data_stop > stop or (numbers[first] | numbers[last]) >> 31:
+        return None
+    heads: list[TensorHead] = []
+    while at < data_stop:
+        match = _TENSOR.match(data, at, data_stop)
+        if match is None:
+            return None
+        tensor_size, head, content_size = match.groups()
+        at = match.start(2) + numbers[tensor_size]
+        if at != match.end() + numbers[content_size] or head[3] != len(head) - 4:
+            return None
+        known = _heads.get(head)
+        if known is None:
+            known = _remember(_heads, head, read_head(data, *match.span(2)))
+        if len(heads) == MAX_COLUMNS:
+            return None
+        heads.append(known)
+    if at != data_stop or _CHUNK_END.fullmatch(data, at, stop) is None:
+        return None
+    return ChunkView(
+        numbers[key],
+        numbers[episode_id],
+        numbers[first],
+        numbers[last],
+        data[start:stop],
+        tuple(heads),
+        delta == b"\x01",
+    )
+
+
+def match_item(data: memoryview, start: int, stop: int) -> ItemView | None:
+    """Return the `PrioritizedItem` in ``data[start:stop]`` if it is laid out as usual.
+
+    Raises:
+        InvalidArgument: it is, but a number is not sound, or the table's name is not.
+    """
+    match = _ITEM.match(data, start, stop)
+    if match is None:
+        return None
+    key, name_size = match.groups()
+    at = match.end()
+    name_stop = at + name_size[0]
+    match = _ITEM_END.match(data, name_stop, stop)
+    if match is None:
+        return None
+    priority, times_sampled, time_size, time, size = match.groups()
+    begin = match.end()
+    if time_size is not None and len(time) != time_size[0]:
+        return None
+    if begin + numbers[size] != stop or numbers[times_sampled] >> 31:
+        return None
+    columns = _match_columns(data, begin, stop)
+    if columns is None:
+        return None
+    name = bytes(data[at:name_stop])
+    table = _names.get(name)
+    if table is None:
+        table = _remember(_names, name, text(data, at, name_stop, "PrioritizedItem.table"))
+    return ItemView(
+        numbers[key],
+        table,
+        0.0 if priority is None else double(priority, 0),
+        numbers[times_sampled],
+        data[begin:stop],
+        columns,
+    )
+
+
+def _match_columns(data: memoryview, at: int, stop: int) -> list[ColumnView] | None:
+    columns: list[ColumnView] = []
+    room = MAX_SLICES
+    while at < stop:
+        if data[at] != 0x0A or at + 2 > stop or len(columns) == MAX_COLUMNS:
+            return None
+        size = data[at + 1]
+        at += 2
+        if size >= 0x80:
+            size, at = read_varint(data, at - 1, stop, "FlatTrajectory.columns")
+        end = at + size
+        if end > stop or end - at > _MAX_COLUMN_BYTES:
+            return None
+        squeeze = data[end - 2 : end] == _SQUEEZE
+        slices = _match_slices(data, at, end - 2 if squeeze else end)
+        if slices is None or len(slices) > room:
+            return None
+        room -= len(slices)
+        columns.append(ColumnView(slices, squeeze))
+        at = end
+    return columns
+
+
+def _match_slices(data: memoryview, at: int, stop: int) -> list[Slice] | None:
+    slices: list[Slice] = []
+    for size, fields, key, offset, length, index in _SLICE.findall(data, at, stop):
+        slices.append((numbers[key], numbers[offset], numbers[length], numbers[index]))
+        if len(fields) != size[0] or (slices[-1][1] | slices[-1][2] | slices[-1][3]) >> 31:
+            return None
+        at += 2 + len(fields)
+    return slices if at == stop else None  # otherwise there is something between them
+
+
+def _remember(known: dict[bytes, Any], raw: bytes, value: Any) -> Any:
+    if len(known) >= _MAX_REMEMBERED:
+        known.clear()
+    known[raw] = value
+    return value
