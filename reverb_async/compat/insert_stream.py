@@ -67,7 +67,7 @@ class InsertStream:
                 try:
                     await self._work_off(bodies)
                 except ReplayError:
-                    await self._send_confirmations()
+                    await self._finish_sending()
                     raise
                 self._is_working = False
                 bodies.clear()  # They may be large, and what follows may take long.
@@ -75,9 +75,7 @@ class InsertStream:
                 await self._wait_for_room()
             await self._service.adopt([inserts for inserts in self._tables.values() if inserts.count])
             self._tables.clear()
-            if self._sender is not None:
-                await asyncio.wait({self._sender})
-            await self._send_confirmations()
+            await self._finish_sending()
         except asyncio.CancelledError:
             if self._error is not None and self._main is not None and self._main.uncancel() == 0:
                 raise self._error from None
@@ -176,6 +174,12 @@ class InsertStream:
             self._fail(error)
         finally:
             self._sender = None
+
+    async def _finish_sending(self) -> None:
+        """Send all that is confirmed; a task that is at it would be cut off by the end of the stream."""
+        if self._sender is not None:
+            await asyncio.wait({self._sender})
+        await self._send_confirmations()
 
     async def _send_confirmations(self) -> None:
         """Send what is confirmed, unless somebody is just at it, who then sends what came meanwhile as well."""
