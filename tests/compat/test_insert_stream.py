@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 
 import reverb_async as ra
-from reverb_async.wire.generated.deepmind.reverb import InsertStreamRequest
+from reverb_async.compat.insert_stream import InsertStream
+from reverb_async.compat.service import DeepMindService
+from reverb_async.errors import ReplayError
+from reverb_async.replay import Replay
+from reverb_async.wire.generated.deepmind.reverb import InsertStreamRequest, InsertStreamResponse
 from tests.compat.deepmind_rig import chunk, column, held, item, row_item, served, status, until
 
 MISSING = "ReleaseOutOfRangeChunks: Kept less chunks than expected.  chunks_.size() == 0 != keep_keys.size() == 1"
@@ -306,3 +310,74 @@ async def test_episodes_are_counted_across_streams() -> None:
         assert (table.info.num_episodes, table.info.num_deleted_episodes) == (2, 0)
         await client.mutate("t", {}, [3])
         assert (table.info.num_episodes, table.info.num_deleted_episodes) == (1, 1)
+
+
+class Burst:
+    """A stream whose messages are all here already."""
+
+    def __init__(self, messages: list[bytes]) -> None:
+        self._messages = messages
+        self.answers: list[list[int]] = []
+
+    @property
+    def has_message(self) -> bool:
+        return bool(self._messages)
+
+    async def receive(self) -> bytes | None:
+        return self._messages.pop(0) if self._messages else None
+
+    async def send(self, chunks: list[bytes]) -> None:
+        self.answers.append(InsertStreamResponse.parse(b"".join(chunks)).keys)
+
+
+async def serve_burst(replay: Replay, messages: list[bytes]) -> tuple[list[list[int]], Exception | None]:
+    stream = Burst(messages)
+    try:
+        await InsertStream(DeepMindService(replay), stream).run()
+    except ReplayError as error:
+        return stream.answers, error
+    return stream.answers, None
+
+
+@pytest.fixture
+def replay() -> Replay:
+    opened = Replay([ra.Table("t", max_size=1000)])
+    opened.open()
+    return opened
+
+
+async def test_short_messages_that_are_here_are_worked_off_together(replay: Replay) -> None:
+    answers, error = await serve_burst(replay, [bytes(row_item(key, "t", np.int32(key))) for key in range(60)])
+    assert (answers, error) == ([[*range(60)]], None)
+    assert replay.tables["t"].state.size == 60
+
+
+@pytest.mark.parametrize("wrong", [b"\xff", bytes(InsertStreamRequest(items=[item(1, "t", column((404, 0, 1)))]))])
+async def test_messages_before_a_wrong_one_count_and_those_after_do_not(replay: Replay, wrong: bytes) -> None:
+    messages = [bytes(row_item(key, "t", np.int32(key))) for key in range(20)]
+    messages[7] = wrong
+    answers, error = await serve_burst(replay, messages)
+    assert error is not None
+    assert [key for keys in answers for key in keys] == [*range(7)]
+    assert replay.tables["t"].state.size == 7
+    replay.tables["t"].reset()
+    while replay.tables["t"].state.dismantle():
+        pass
+    await asyncio.sleep(0)
+    assert [usage.live_rows + usage.staged_rows for usage in (store.usage() for store in replay.encoded.stores)] == [
+        0,
+        0,
+    ]
+
+
+async def test_messages_read_together_see_only_the_chunks_sent_before_them(replay: Replay) -> None:
+    first = InsertStreamRequest(chunks=[steps(1, 0, 3)], items=[item(1, "t", column((1, 0, 3)))])  # drops the chunk
+    again = InsertStreamRequest(chunks=[steps(1, 10, 3)], items=[item(2, "t", column((1, 0, 3)))], keep_chunk_keys=[1])
+    early = InsertStreamRequest(items=[item(3, "t", column((2, 0, 1)))], keep_chunk_keys=[1])
+    late = InsertStreamRequest(chunks=[steps(2, 0, 3)])
+    answers, error = await serve_burst(replay, [bytes(each) for each in (first, again, early, late)])
+    assert [key for keys in answers for key in keys] == [1, 2]
+    assert str(error) == "Could not find sequence chunk 2."
+    state = replay.tables["t"].state
+    trajectories = replay.encoded.stores[1].usage()
+    assert (state.size, trajectories.live_rows) == (2, 2)
