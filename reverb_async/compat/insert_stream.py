@@ -11,6 +11,7 @@ import numpy as np
 
 from reverb_async.compat.incoming import HeldChunks, IncomingItem
 from reverb_async.compat.scanning import Data
+from reverb_async.compat.statuses import check_priorities
 from reverb_async.compat.table_inserts import TableInserts
 from reverb_async.compat.wire_format import InsertRequest, read_insert_request, write_insert_response
 from reverb_async.errors import InvalidArgument, ReplayError
@@ -101,7 +102,7 @@ class InsertStream:
         if body is None:
             return []
         bodies, nbytes = [body], len(body)
-        most = min([MAX_TOGETHER, *(inserts.limit - inserts.count for inserts in self._tables.values())])
+        most = min([MAX_TOGETHER, *(inserts.room for inserts in self._tables.values())])
         while self._stream.has_message and len(bodies) < most and nbytes <= MAX_INLINE_BYTES:
             body = await self._stream.receive()
             assert body is not None
@@ -196,9 +197,7 @@ class InsertStream:
 
     async def _wait_for_room(self) -> None:
         """Stop reading while too many items wait for a table, or the client does not take its confirmations."""
-        while len(self._confirmed) > MAX_UNCONFIRMED or any(
-            inserts.count >= inserts.limit for inserts in self._tables.values()
-        ):
+        while len(self._confirmed) > MAX_UNCONFIRMED or any(inserts.room <= 0 for inserts in self._tables.values()):
             self._room.clear()
             await self._room.wait()
 
@@ -237,10 +236,8 @@ async def _read(body: Data) -> InsertRequest:
 def _check(item: IncomingItem) -> None:
     """Refuse an item that its table never takes, before anything is changed."""
     state = item.table.state
-    if math.isnan(item.priority):  # which would ask a native table for the highest priority so far
-        raise InvalidArgument("Priority must not be NaN.")
     if not 0 <= item.priority < math.inf:
-        state.check_priorities(np.array([item.priority]))
+        check_priorities(item.table, np.array([item.priority]))
     if state.max_bytes is not None and item.item.nbytes > state.max_bytes:
         raise InvalidArgument(
             f"an item shows {item.item.nbytes} bytes, the whole table may hold max_bytes={state.max_bytes}"

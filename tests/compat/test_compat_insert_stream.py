@@ -105,7 +105,7 @@ async def test_a_known_key_only_takes_the_new_priority_and_is_confirmed() -> Non
         (lambda: one(column((9, 0, 1, 1))), "INVALID_ARGUMENT", "has 1 tensors, no 1"),
         (lambda: one(column((9, 0, 1, -1))), "INVALID_ARGUMENT", "has 1 tensors, no -1"),
         (lambda: one(column((9, 0, 2), squeeze=True)), "INVALID_ARGUMENT", "squeezed"),
-        (lambda: row_item(1, "t", np.int32(1), priority=-1.0), "INVALID_ARGUMENT", "priorit"),
+        (lambda: row_item(1, "t", np.int32(1), priority=-1.0), "INVALID_ARGUMENT", "Priority must not be negative."),
         (lambda: row_item(1, "t", np.int32(1), priority=float("nan")), "INVALID_ARGUMENT", "must not be NaN"),
         (lambda: row_item(1, "t", np.int32(1), priority=float("inf")), "INVALID_ARGUMENT", "priorit"),
         (lambda: b"\xff" * 50, "INVALID_ARGUMENT", "InsertStreamRequest"),
@@ -172,17 +172,31 @@ async def test_items_for_different_tables_do_not_hold_each_other_up() -> None:
 
 
 async def test_a_stream_is_read_no_further_while_a_tenth_of_its_table_waits() -> None:
-    table = ra.Table.queue("q", 40)
+    table = ra.Table.queue("q", 200)
     async with served(table, ra.Table("free", max_size=100)) as (server, client):
         stream = client.inserting()
-        await stream.send(*(row_item(key, "q", np.int32(0)) for key in range(50)))
-        await stream.send(row_item(99, "free", np.int32(0)))
-        await stream.keys(40)
+        await stream.send(*(row_item(key, "q", np.int32(0)) for key in range(230)))
+        await stream.send(row_item(999, "free", np.int32(0)))
+        await stream.keys(200)
         await asyncio.sleep(0.1)
-        assert held(server)[0] == 44
+        assert held(server)[0] == 220
         assert server.tables["free"].state.size == 0
-        await client.sample("q", 30)
-        assert await stream.keys(11) == [*range(40, 50), 99]
+        await client.sample("q", 100)
+        assert await stream.keys(31) == [*range(200, 230), 999]
+
+
+async def test_a_few_small_items_may_wait_for_any_table_but_not_large_ones() -> None:
+    large = np.random.default_rng(0).integers(0, 256, 20 << 20, np.uint8)
+    full, free = ra.Table.queue("full", 1), ra.Table("free", max_size=100)
+    async with served(full, free) as (_, client):
+        stream = client.inserting()
+        await stream.send(*(row_item(key, "full", np.int32(0)) for key in range(6)), row_item(6, "free", np.int32(0)))
+        assert await stream.keys(2) == [0, 6]
+        await stream.send(row_item(7, "full", large), row_item(8, "free", np.int32(0)))
+        await asyncio.sleep(0.3)
+        assert free.state.size == 1
+        await client.sample("full", 6)
+        assert sorted(await stream.keys(7)) == [1, 2, 3, 4, 5, 7, 8]
 
 
 async def test_cancelling_a_stream_withdraws_what_waits_and_frees_its_chunks() -> None:
