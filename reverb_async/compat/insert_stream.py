@@ -11,6 +11,7 @@ import numpy as np
 
 from reverb_async.compat.incoming import HeldChunks, IncomingItem
 from reverb_async.compat.scanning import Data
+from reverb_async.compat.statuses import check_priorities
 from reverb_async.compat.table_inserts import TableInserts
 from reverb_async.compat.wire_format import InsertRequest, read_insert_request, write_insert_response
 from reverb_async.errors import InvalidArgument, ReplayError
@@ -67,7 +68,7 @@ class InsertStream:
                 try:
                     await self._work_off(bodies)
                 except ReplayError:
-                    await self._send_confirmations()
+                    await self._finish_sending()
                     raise
                 self._is_working = False
                 bodies.clear()  # They may be large, and what follows may take long.
@@ -75,9 +76,7 @@ class InsertStream:
                 await self._wait_for_room()
             await self._service.adopt([inserts for inserts in self._tables.values() if inserts.count])
             self._tables.clear()
-            if self._sender is not None:
-                await asyncio.wait({self._sender})
-            await self._send_confirmations()
+            await self._finish_sending()
         except asyncio.CancelledError:
             if self._error is not None and self._main is not None and self._main.uncancel() == 0:
                 raise self._error from None
@@ -103,7 +102,7 @@ class InsertStream:
         if body is None:
             return []
         bodies, nbytes = [body], len(body)
-        most = min([MAX_TOGETHER, *(inserts.limit - inserts.count for inserts in self._tables.values())])
+        most = min([MAX_TOGETHER, *(inserts.room for inserts in self._tables.values())])
         while self._stream.has_message and len(bodies) < most and nbytes <= MAX_INLINE_BYTES:
             body = await self._stream.receive()
             assert body is not None
@@ -177,6 +176,12 @@ class InsertStream:
         finally:
             self._sender = None
 
+    async def _finish_sending(self) -> None:
+        """Send all that is confirmed; a task that is at it would be cut off by the end of the stream."""
+        if self._sender is not None:
+            await asyncio.wait({self._sender})
+        await self._send_confirmations()
+
     async def _send_confirmations(self) -> None:
         """Send what is confirmed, unless somebody is just at it, who then sends what came meanwhile as well."""
         if self._is_sending:
@@ -192,9 +197,7 @@ class InsertStream:
 
     async def _wait_for_room(self) -> None:
         """Stop reading while too many items wait for a table, or the client does not take its confirmations."""
-        while len(self._confirmed) > MAX_UNCONFIRMED or any(
-            inserts.count >= inserts.limit for inserts in self._tables.values()
-        ):
+        while len(self._confirmed) > MAX_UNCONFIRMED or any(inserts.room <= 0 for inserts in self._tables.values()):
             self._room.clear()
             await self._room.wait()
 
@@ -233,10 +236,8 @@ async def _read(body: Data) -> InsertRequest:
 def _check(item: IncomingItem) -> None:
     """Refuse an item that its table never takes, before anything is changed."""
     state = item.table.state
-    if math.isnan(item.priority):  # which would ask a native table for the highest priority so far
-        raise InvalidArgument("Priority must not be NaN.")
     if not 0 <= item.priority < math.inf:
-        state.check_priorities(np.array([item.priority]))
+        check_priorities(item.table, np.array([item.priority]))
     if state.max_bytes is not None and item.item.nbytes > state.max_bytes:
         raise InvalidArgument(
             f"an item shows {item.item.nbytes} bytes, the whole table may hold max_bytes={state.max_bytes}"

@@ -19,7 +19,7 @@ from reverb_async.compat.native_items import NativeItems
 from reverb_async.compat.sample_stream import SampleStream
 from reverb_async.compat.scanning import Data
 from reverb_async.compat.signatures import signature_bytes
-from reverb_async.compat.statuses import NO_CHECKPOINTER, CallRefused
+from reverb_async.compat.statuses import NO_CHECKPOINTER, CallRefused, check_priorities
 from reverb_async.compat.table_info import server_info_bytes
 from reverb_async.compat.table_inserts import TableInserts
 from reverb_async.compat.tensors import decode_chunk_tensor
@@ -138,5 +138,5 @@ def _to_be_set(table: Table, request: MutateRequest) -> tuple[NDArray[np.uint64]
     except InvalidArgument:
         stays = (table.state.find(keys) >= 0) & ~np.isin(keys, request.deletes)
         keys, priorities = keys[stays], priorities[stays]
-        table.state.check_priorities(priorities)
+        check_priorities(table, priorities)
     return keys, priorities

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
+from numpy.typing import NDArray
 
-from reverb_async.errors import DeadlineExceeded, ReplayError, TableClosed, TableNotFound
+from reverb_async.errors import DeadlineExceeded, InvalidArgument, ReplayError, TableClosed, TableNotFound
+from reverb_async.table import Table
 from reverb_async.wire.status import shortened, to_grpc_error
 
 TIMEOUT = "Rate Limiter: Timeout exceeded before the right to insert was acquired."
@@ -32,6 +35,22 @@ class CallRefused(ReplayError):
 def missing_chunk(key: int) -> CallRefused:
     """Return the error of an item that shows a chunk its stream does not hold."""
     return CallRefused(Status.INTERNAL, f"Could not find sequence chunk {key}.")
+
+
+def check_priorities(table: Table, priorities: NDArray[np.float64]) -> None:
+    """Refuse priorities that the table does not take, in the words of DeepMind's server where it has some.
+
+    Raises:
+        InvalidArgument: one is wrong. So is NaN, which would ask for the highest priority in the table so far.
+    """
+    if bool(np.isnan(priorities).any()):
+        raise InvalidArgument("Priority must not be NaN.")
+    try:
+        table.state.check_priorities(priorities)
+    except InvalidArgument as error:
+        if bool(np.isfinite(priorities).all()):
+            raise InvalidArgument(f"Priority must not be negative. {error}") from error
+        raise
 
 
 def to_status(error: ReplayError) -> GRPCError:

@@ -12,6 +12,10 @@ from reverb_async.errors import ReplayError
 from reverb_async.table import RowInsertion, Table
 from reverb_async.waiting import Deadline
 
+MIN_WAITING_ITEMS = 16
+MIN_WAITING_BYTES = 16 << 20
+"""A stream is read on while fewer items wait for a table, however small it is, unless they show more bytes."""
+
 
 class TableInserts:
     """The items of one stream for one table, in order, and the hold on their rows while they wait.
@@ -23,7 +27,6 @@ class TableInserts:
         failed: called with what ended the wait of items before they were in.
 
     Attributes:
-        limit: the stream is read no further while so many wait.
         count: how many wait.
     """
 
@@ -34,14 +37,25 @@ class TableInserts:
         confirm: Callable[[list[int]], None],
         failed: Callable[[ReplayError], None],
     ) -> None:
-        self.limit = max(1, min(table.state.max_size // 10, 1000))
         self.count = 0
+        self._nbytes = 0
+        self._limit = max(1, min(table.state.max_size // 10, 1000))
         self._table = table
         self._encoded = encoded
         self._confirm = confirm
         self._failed = failed
         self._waiting: deque[tuple[RowInsertion, ItemBlock]] = deque()
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def room(self) -> int:
+        """How many more items may wait before the stream is read no further; not above 0: it is not.
+
+        A tenth of the table, as with DeepMind's server, but a few small ones in any case: others may be for other
+        tables.
+        """
+        few = MIN_WAITING_ITEMS if self._nbytes < MIN_WAITING_BYTES else 0
+        return max(self._limit, few) - self.count
 
     def insert(self, block: ItemBlock) -> None:
         """Insert what the table admits of checked items, whose records the caller has put; the rest waits.
@@ -70,6 +84,7 @@ class TableInserts:
             return
         block.layout.stores[1].pin(block.views[1].rows())  # the stream may drop them meanwhile
         self._waiting.append((insertion, block))
+        self._nbytes += int(block.nbytes.sum())
         if self._task is None:
             self._task = asyncio.create_task(self._wait())
 
@@ -91,6 +106,7 @@ class TableInserts:
     def _let_go(self) -> None:
         insertion, block = self._waiting.popleft()
         block.layout.stores[1].unpin(block.views[1].rows())
+        self._nbytes -= int(block.nbytes.sum())
         self._drop(insertion, block)
 
     def _drop(self, insertion: RowInsertion, block: ItemBlock) -> None:

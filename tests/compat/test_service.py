@@ -43,14 +43,21 @@ async def test_deletes_come_first_so_that_only_what_stays_is_checked() -> None:
         assert await priorities(server, "t") == {1: 3.0, 2: 1.0}
 
 
-@pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf")])
-async def test_a_wrong_priority_changes_nothing(wrong) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        (-1.0, "Priority must not be negative."),
+        (float("nan"), "Priority must not be NaN."),
+        (float("inf"), "priority inf at position"),
+    ],
+)
+async def test_a_wrong_priority_changes_nothing(wrong, text) -> None:
     table = ra.Table("t", max_size=10, sampler=ra.selectors.Prioritized(1.0))
     async with served(table) as (server, client):
         await client.insert(*(row_item(key, "t", np.int32(key)) for key in range(3)))
         request = MutatePrioritiesRequest.parse(bytes(MutatePrioritiesRequest(table="t", delete_keys=[2])))
-        code, _ = await refusal(client.mutate("t", {0: 9.0, 1: wrong}, request.delete_keys))
-        assert code == "INVALID_ARGUMENT"
+        code, details = await refusal(client.mutate("t", {0: 9.0, 1: wrong}, request.delete_keys))
+        assert (code, text in details) == ("INVALID_ARGUMENT", True), details
         assert await priorities(server, "t") == {0: 1.0, 1: 1.0, 2: 1.0}
 
 

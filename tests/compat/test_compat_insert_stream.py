@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 
 import reverb_async as ra
-from reverb_async.wire.generated.deepmind.reverb import InsertStreamRequest
+from reverb_async.compat.insert_stream import InsertStream
+from reverb_async.compat.service import DeepMindService
+from reverb_async.errors import ReplayError
+from reverb_async.replay import Replay
+from reverb_async.wire.generated.deepmind.reverb import InsertStreamRequest, InsertStreamResponse
 from tests.compat.deepmind_rig import chunk, column, held, item, row_item, served, status, until
 
 MISSING = "ReleaseOutOfRangeChunks: Kept less chunks than expected.  chunks_.size() == 0 != keep_keys.size() == 1"
@@ -101,7 +105,7 @@ async def test_a_known_key_only_takes_the_new_priority_and_is_confirmed() -> Non
         (lambda: one(column((9, 0, 1, 1))), "INVALID_ARGUMENT", "has 1 tensors, no 1"),
         (lambda: one(column((9, 0, 1, -1))), "INVALID_ARGUMENT", "has 1 tensors, no -1"),
         (lambda: one(column((9, 0, 2), squeeze=True)), "INVALID_ARGUMENT", "squeezed"),
-        (lambda: row_item(1, "t", np.int32(1), priority=-1.0), "INVALID_ARGUMENT", "priorit"),
+        (lambda: row_item(1, "t", np.int32(1), priority=-1.0), "INVALID_ARGUMENT", "Priority must not be negative."),
         (lambda: row_item(1, "t", np.int32(1), priority=float("nan")), "INVALID_ARGUMENT", "must not be NaN"),
         (lambda: row_item(1, "t", np.int32(1), priority=float("inf")), "INVALID_ARGUMENT", "priorit"),
         (lambda: b"\xff" * 50, "INVALID_ARGUMENT", "InsertStreamRequest"),
@@ -168,17 +172,31 @@ async def test_items_for_different_tables_do_not_hold_each_other_up() -> None:
 
 
 async def test_a_stream_is_read_no_further_while_a_tenth_of_its_table_waits() -> None:
-    table = ra.Table.queue("q", 40)
+    table = ra.Table.queue("q", 200)
     async with served(table, ra.Table("free", max_size=100)) as (server, client):
         stream = client.inserting()
-        await stream.send(*(row_item(key, "q", np.int32(0)) for key in range(50)))
-        await stream.send(row_item(99, "free", np.int32(0)))
-        await stream.keys(40)
+        await stream.send(*(row_item(key, "q", np.int32(0)) for key in range(230)))
+        await stream.send(row_item(999, "free", np.int32(0)))
+        await stream.keys(200)
         await asyncio.sleep(0.1)
-        assert held(server)[0] == 44
+        assert held(server)[0] == 220
         assert server.tables["free"].state.size == 0
-        await client.sample("q", 30)
-        assert await stream.keys(11) == [*range(40, 50), 99]
+        await client.sample("q", 100)
+        assert await stream.keys(31) == [*range(200, 230), 999]
+
+
+async def test_a_few_small_items_may_wait_for_any_table_but_not_large_ones() -> None:
+    large = np.random.default_rng(0).integers(0, 256, 20 << 20, np.uint8)
+    full, free = ra.Table.queue("full", 1), ra.Table("free", max_size=100)
+    async with served(full, free) as (_, client):
+        stream = client.inserting()
+        await stream.send(*(row_item(key, "full", np.int32(0)) for key in range(6)), row_item(6, "free", np.int32(0)))
+        assert await stream.keys(2) == [0, 6]
+        await stream.send(row_item(7, "full", large), row_item(8, "free", np.int32(0)))
+        await asyncio.sleep(0.3)
+        assert free.state.size == 1
+        await client.sample("full", 6)
+        assert sorted(await stream.keys(7)) == [1, 2, 3, 4, 5, 7, 8]
 
 
 async def test_cancelling_a_stream_withdraws_what_waits_and_frees_its_chunks() -> None:
@@ -306,3 +324,74 @@ async def test_episodes_are_counted_across_streams() -> None:
         assert (table.info.num_episodes, table.info.num_deleted_episodes) == (2, 0)
         await client.mutate("t", {}, [3])
         assert (table.info.num_episodes, table.info.num_deleted_episodes) == (1, 1)
+
+
+class Burst:
+    """A stream whose messages are all here already."""
+
+    def __init__(self, messages: list[bytes]) -> None:
+        self._messages = messages
+        self.answers: list[list[int]] = []
+
+    @property
+    def has_message(self) -> bool:
+        return bool(self._messages)
+
+    async def receive(self) -> bytes | None:
+        return self._messages.pop(0) if self._messages else None
+
+    async def send(self, chunks: list[bytes]) -> None:
+        self.answers.append(InsertStreamResponse.parse(b"".join(chunks)).keys)
+
+
+async def serve_burst(replay: Replay, messages: list[bytes]) -> tuple[list[list[int]], Exception | None]:
+    stream = Burst(messages)
+    try:
+        await InsertStream(DeepMindService(replay), stream).run()
+    except ReplayError as error:
+        return stream.answers, error
+    return stream.answers, None
+
+
+@pytest.fixture
+def replay() -> Replay:
+    opened = Replay([ra.Table("t", max_size=1000)])
+    opened.open()
+    return opened
+
+
+async def test_short_messages_that_are_here_are_worked_off_together(replay: Replay) -> None:
+    answers, error = await serve_burst(replay, [bytes(row_item(key, "t", np.int32(key))) for key in range(60)])
+    assert (answers, error) == ([[*range(60)]], None)
+    assert replay.tables["t"].state.size == 60
+
+
+@pytest.mark.parametrize("wrong", [b"\xff", bytes(InsertStreamRequest(items=[item(1, "t", column((404, 0, 1)))]))])
+async def test_messages_before_a_wrong_one_count_and_those_after_do_not(replay: Replay, wrong: bytes) -> None:
+    messages = [bytes(row_item(key, "t", np.int32(key))) for key in range(20)]
+    messages[7] = wrong
+    answers, error = await serve_burst(replay, messages)
+    assert error is not None
+    assert [key for keys in answers for key in keys] == [*range(7)]
+    assert replay.tables["t"].state.size == 7
+    replay.tables["t"].reset()
+    while replay.tables["t"].state.dismantle():
+        pass
+    await asyncio.sleep(0)
+    assert [usage.live_rows + usage.staged_rows for usage in (store.usage() for store in replay.encoded.stores)] == [
+        0,
+        0,
+    ]
+
+
+async def test_messages_read_together_see_only_the_chunks_sent_before_them(replay: Replay) -> None:
+    first = InsertStreamRequest(chunks=[steps(1, 0, 3)], items=[item(1, "t", column((1, 0, 3)))])  # drops the chunk
+    again = InsertStreamRequest(chunks=[steps(1, 10, 3)], items=[item(2, "t", column((1, 0, 3)))], keep_chunk_keys=[1])
+    early = InsertStreamRequest(items=[item(3, "t", column((2, 0, 1)))], keep_chunk_keys=[1])
+    late = InsertStreamRequest(chunks=[steps(2, 0, 3)])
+    answers, error = await serve_burst(replay, [bytes(each) for each in (first, again, early, late)])
+    assert [key for keys in answers for key in keys] == [1, 2]
+    assert str(error) == "Could not find sequence chunk 2."
+    state = replay.tables["t"].state
+    trajectories = replay.encoded.stores[1].usage()
+    assert (state.size, trajectories.live_rows) == (2, 2)
