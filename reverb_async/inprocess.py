@@ -2,109 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable
 
 from reverb_async.client.transport import StreamKind
 from reverb_async.core.info import TableInfo
-from reverb_async.errors import ReplayError, TableClosed, Unavailable
+from reverb_async.errors import TableClosed
+from reverb_async.local_streams import LocalStreams
 from reverb_async.protocol.hello import PROTOCOL_VERSION, Hello
-from reverb_async.protocol.message import Duplex, Message
+from reverb_async.protocol.message import Duplex
 from reverb_async.service.service import ReplayService
-from reverb_async.waiting import make_condition
-
-_QUEUED_MESSAGES = 8
-"""A sender waits while so many messages have not been received."""
-
-
-class _Pipe:
-    """Messages in one direction."""
-
-    def __init__(self) -> None:
-        self._messages: deque[Message] = deque()
-        self._changed = make_condition()
-        self._ended = False
-        self._broken: ReplayError | None = None
-        self._num_putting = 0
-
-    def try_put(self, message: Message) -> bool:
-        """Queue a message if there is room and nobody waits to; return whether that was done."""
-        if self._broken or self._ended or self._num_putting or len(self._messages) >= _QUEUED_MESSAGES:
-            return False
-        self._messages.append(message)
-        self._changed.notify_all()
-        return True
-
-    async def put(self, message: Message) -> None:
-        """Queue a message; waits while the queue is full."""
-        self._num_putting += 1
-        try:
-            await self._changed.wait_for(lambda: len(self._messages) < _QUEUED_MESSAGES or self._broken or self._ended)
-        finally:
-            self._num_putting -= 1
-        if self._broken is not None:
-            raise self._broken
-        if self._ended:
-            raise Unavailable("the stream has ended")
-        self._messages.append(message)
-        self._changed.notify_all()
-
-    def __len__(self) -> int:
-        return len(self._messages)
-
-    async def get(self) -> Message | None:
-        """Return the next message, or None after the last."""
-        await self._changed.wait_for(lambda: self._messages or self._broken or self._ended)
-        if self._messages:
-            message = self._messages.popleft()
-            self._changed.notify_all()
-            return message
-        if self._broken is not None:
-            raise self._broken
-        return None
-
-    def end(self) -> None:
-        """Let no message follow."""
-        self._ended = True
-        self._changed.notify_all()
-
-    def break_off(self, error: ReplayError) -> None:
-        """Raise `error` at both ends, once what is queued has been received."""
-        if self._broken is None:
-            self._broken = error
-            self._changed.notify_all()
-
-
-class _End(Duplex):
-    """One end of a stream; `aborted` is called when this end gives it up."""
-
-    def __init__(self, incoming: _Pipe, outgoing: _Pipe, aborted: Callable[[], object]) -> None:
-        self._incoming = incoming
-        self._outgoing = outgoing
-        self._aborted = aborted
-
-    async def send(self, message: Message) -> None:
-        await self._outgoing.put(message)
-
-    def try_send(self, message: Message) -> bool:
-        return self._outgoing.try_put(message)
-
-    @property
-    def has_unread(self) -> bool:
-        return len(self._incoming) > 0
-
-    async def receive(self) -> Message | None:
-        return await self._incoming.get()
-
-    async def end(self) -> None:
-        self._outgoing.end()
-
-    def abort(self) -> None:
-        error = Unavailable("the stream was aborted")
-        self._incoming.break_off(error)
-        self._outgoing.break_off(error)
-        self._aborted()
 
 
 class InProcessTransport:
@@ -116,7 +22,7 @@ class InProcessTransport:
         self.address = address
         self._service = service
         self._closed = False
-        self._streams: set[asyncio.Task[None]] = set()
+        self._streams = LocalStreams(lambda: service.closing)
 
     async def hello(self) -> Hello:
         """Introduce the client."""
@@ -126,33 +32,8 @@ class InProcessTransport:
     async def open(self, kind: StreamKind) -> Duplex:
         """Open a stream: a task serves its other end."""
         self._check_open()
-        upwards, downwards = _Pipe(), _Pipe()
-        theirs = _End(upwards, downwards, lambda: None)
         serve: Callable[[Duplex], Awaitable[None]] = getattr(self._service, kind)
-        task = asyncio.create_task(self._serve(serve, theirs, upwards, downwards), name=f"in-process {kind} stream")
-        self._streams.add(task)
-        task.add_done_callback(self._streams.discard)
-        return _End(downwards, upwards, task.cancel)
-
-    async def _serve(
-        self, serve: Callable[[Duplex], Awaitable[None]], end: Duplex, upwards: _Pipe, downwards: _Pipe
-    ) -> None:
-        ending: ReplayError | None = Unavailable("the server ended the stream")
-        try:
-            await serve(end)
-            ending = None
-        except ReplayError as error:
-            ending = error
-        except asyncio.CancelledError:
-            if self._service.closing:
-                ending = TableClosed("the server is stopping")
-            raise
-        finally:
-            upwards.break_off(ending or Unavailable("the stream has ended"))
-            if ending is None:
-                downwards.end()
-            else:
-                downwards.break_off(ending)
+        return self._streams.open(serve, f"in-process {kind} stream")
 
     async def reset(self, table: str) -> None:
         """Empty a table."""
@@ -172,10 +53,7 @@ class InProcessTransport:
     async def close(self) -> None:
         """End all streams. Idempotent."""
         self._closed = True
-        for task in self._streams:
-            task.cancel()
-        if self._streams:
-            await asyncio.wait(self._streams)
+        await self._streams.close()
 
     def _check_open(self) -> None:
         if self._closed or self._service.closing:

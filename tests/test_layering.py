@@ -32,7 +32,12 @@ ALLOWED = {
         "wire",
     ],
     "config": ["compat.signatures", "config", "core", "errors", "hosts", "table"],
-    "inprocess": ["client.transport", "core", "errors", "protocol", "service", "waiting"],
+    "local_streams": ["errors", "protocol", "waiting"],
+    "inprocess": ["client.transport", "core", "errors", "local_streams", "protocol", "service"],
+    "foreign": [
+        *["client.transport", "compat", "core", "errors", "foreign", "local_streams", "protocol", "service.tasks"],
+        *["sessions", "waiting", "wire"],
+    ],
     "server": [
         *[
             "client",
@@ -54,7 +59,7 @@ ALLOWED = {
 
 FREE = {"__init__", "serve", "testing"}
 
-LAZILY = {("client/client.py", "wire.transport")}
+LAZILY = {("client/client.py", "wire.transport"), ("client/client.py", "foreign.transport")}
 """Imports that only run when a client connects over a wire."""
 
 CORE_LIBRARIES = {"ml_dtypes", "numpy", "optree"}

@@ -16,17 +16,21 @@ MAX_PREFETCH = 1024
 
 
 def check_address(address: object) -> None:
-    """Refuse what is neither ``host:port`` nor ``unix:///path``, and say what would be."""
+    """Refuse what is neither ``host:port`` nor ``unix:///path`` nor ``reverb://host:port``, and say what would be."""
     if not isinstance(address, str):
         raise InvalidArgument(f"an address is a str, 'host:port' or 'unix:///path', got a {type(address).__name__}")
     if address.startswith("unix:"):
         if not address.startswith("unix:///") or address == "unix:///":
             raise InvalidArgument(f"{address!r} is no address: a Unix socket is 'unix:///absolute/path'")
         return
-    _, found, rest = address.partition("://")
+    scheme, found, rest = address.partition("://")
+    if scheme == "reverb" and found and "unix:" not in rest and "://" not in rest:
+        check_address(rest)
+        return
     if found:
         raise InvalidArgument(
-            f"{address!r} is no address: pass {rest or 'host:port'!r}; only Unix sockets have a scheme, 'unix://'"
+            f"{address!r} is no address: pass {rest or 'host:port'!r}; only Unix sockets have a scheme, 'unix://', "
+            "and servers of dm-reverb, 'reverb://'"
         )
     host, _, port = address.rpartition(":")
     if ":" in host and not (host.startswith("[") and host.endswith("]")):

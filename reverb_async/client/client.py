@@ -48,7 +48,7 @@ class Client:
     fail.
 
     Args:
-        address: ``"host:port"`` or ``"unix:///path"``.
+        address: ``"host:port"`` or ``"unix:///path"``; ``"reverb://host:port"`` is a server of DeepMind's dm-reverb.
         connect_timeout: while nothing answers, calls wait so many seconds, then raise `Unavailable`; None: for ever.
         shared_memory: ``"auto"``: large batches are read in the memory of a server on the same host and of the same
             user (Linux), see `transport`; everything else travels over the wire. False: everything does.
@@ -95,7 +95,7 @@ class Client:
 
     @property
     def transport(self) -> str:
-        """How the server is reached: ``"tcp"``, ``"unix"`` or ``"in-process"``.
+        """How the server is reached: ``"tcp"``, ``"unix"``, ``"in-process"``, or ``"reverb"`` by DeepMind's protocol.
 
         After the first call also whether its memory is shared, ``"tcp + shared memory"``, or why not:
         ``"tcp (no shared memory: the server is on another host)"``.
@@ -103,7 +103,8 @@ class Client:
         if self._parts is not None:
             connector = self._parts.connector
             return connector.memory.describe(connector.transport.name)
-        return "unix" if self._address.startswith("unix:") else "tcp"
+        scheme, found, _ = self._address.partition("://")
+        return scheme if found else "tcp"
 
     # -- inserting ----------------------------------------------------------------------------------------------------
 
@@ -405,12 +406,9 @@ class Client:
     def _use(self) -> _Parts:
         self._check_open()
         if self._parts is None:
-            from reverb_async.wire.transport import GrpcTransport  # Only clients of other processes need gRPC.
-
             patience = self._options["connect_timeout"]
-            transport = GrpcTransport(
-                self._address,
-                connect_timeout=_ATTEMPT_S if patience is None else min(_ATTEMPT_S, patience or _ATTEMPT_S),
+            transport = _connect(
+                self._address, _ATTEMPT_S if patience is None else min(_ATTEMPT_S, patience or _ATTEMPT_S)
             )
             self._parts = _Parts(transport, patience, SharedMemory(self._options["shared_memory"] == "auto"))
         return self._parts
@@ -437,6 +435,17 @@ class Client:
 
     def __repr__(self) -> str:
         return f"<Client of {self._address}{', closed' if self._is_closed else ''}>"
+
+
+def _connect(address: str, timeout: float) -> Transport:
+    """Return the transport to an address; only clients of other processes need what is imported here."""
+    if address.startswith("reverb://"):
+        from reverb_async.foreign.transport import ForeignTransport
+
+        return ForeignTransport(address, timeout)
+    from reverb_async.wire.transport import GrpcTransport
+
+    return GrpcTransport(address, timeout)
 
 
 def _rebuilt(address: str, options: dict[str, Any]) -> Client:

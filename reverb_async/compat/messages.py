@@ -88,12 +88,16 @@ class MutateRequest(NamedTuple):
 
 
 class SampleInfo(NamedTuple):
-    """What a sample says beside its data: the item, and the table when it was drawn."""
+    """What a sample says beside its data: the item, and the table when it was drawn.
+
+    `inserted_at` is in seconds since the epoch, by the server's clock.
+    """
 
     item: ItemView
     probability: float
     table_size: int
     rate_limited: bool
+    inserted_at: float
 
 
 class SampleEntry(NamedTuple):

@@ -18,6 +18,7 @@ from reverb_async.compat.scanning import (
     double,
     expect,
     fields,
+    int32,
     int64,
     text,
 )
@@ -117,4 +118,22 @@ def _read_info(data: memoryview, start: int, stop: int, parts: PartCounter) -> S
         elif number == 4:
             expect(wire_type, VARINT, "SampleInfo.rate_limited", end)
             rate_limited = value != 0
-    return SampleInfo(read_item(data, *(item or (stop, stop)), parts), probability, table_size, rate_limited)
+    begin, end = item or (stop, stop)
+    inserted_at = _inserted_at(data, begin, end)
+    return SampleInfo(read_item(data, begin, end, parts), probability, table_size, rate_limited, inserted_at)
+
+
+def _inserted_at(data: memoryview, start: int, stop: int) -> float:
+    """Return when the item in ``data[start:stop]`` was inserted; only servers say it."""
+    seconds = nanoseconds = 0
+    for number, wire_type, value, end in fields(data, start, stop, "PrioritizedItem"):
+        if number == 7:
+            expect(wire_type, LENGTH, "PrioritizedItem.inserted_at", end)
+            for inner, inner_type, part, inner_end in fields(data, value, end, "Timestamp"):
+                if inner <= 2:
+                    expect(inner_type, VARINT, f"Timestamp's field {inner}", inner_end)
+                if inner == 1:
+                    seconds = int64(part)
+                elif inner == 2:
+                    nanoseconds = int32(part)
+    return seconds + nanoseconds * 1e-9

@@ -73,6 +73,16 @@ def read_server_info(encoded: Data) -> dict[str, TableInfo]:
     return {info.name: info for info in map(_read_table_info, response.messages(2))}
 
 
+def read_state_id(encoded: Data) -> bytes:
+    """Return the 16 bytes that a serialized `ServerInfoResponse` tells a server's starts apart by.
+
+    Raises:
+        InvalidArgument: it is malformed.
+    """
+    state_id = Message(encoded, "dm-reverb's answer to ServerInfo").message(1)
+    return (state_id.unsigned(1) << 64 | state_id.unsigned(2)).to_bytes(16, "little")
+
+
 def _read_table_info(message: Message) -> TableInfo:
     limiter, name = message.message(5), message.text(8)
     signature = message.encoded(6)
