@@ -18,6 +18,10 @@ class OpenStreams:
         self._closing = False
         self._tasks: set[asyncio.Task[Any]] = set()
 
+    def __len__(self) -> int:
+        """Return how many streams are served now."""
+        return len(self._tasks)
+
     async def serve(self, handle: Callable[[], Awaitable[None]]) -> None:
         """Run a stream's handler in the current task, which grpclib cancels when the client leaves.
 

@@ -165,7 +165,7 @@ class TestAcrossTheWire:
         program = """
 import asyncio, sys
 import numpy as np
-import uvloop, grpclib.client, grpclib.server  # What looks at the platform while it is imported.
+import uvloop, dateutil.tz, grpclib.client, grpclib.server  # What looks at the platform while it is imported.
 sys.platform = "darwin"
 import reverb_async as ra
 

@@ -263,16 +263,16 @@ async def test_blocked_writers_do_not_stop_a_sampler_on_their_connection() -> No
     frames = np.random.default_rng(0).integers(0, 256, (300, 300), np.uint8)
     request = bytes(row_item(2, "full", frames))
     full, table = ra.Table.queue("full", 1), ra.Table("t", max_size=10)
-    async with served(full, table) as (_, client):
+    async with served(full, table) as (server, client):
         await client.insert(row_item(1, "t", np.int32(5)))
         streams = [client.inserting() for _ in range(130)]
 
         async def flood(number: int) -> None:
-            for _ in range(5):
+            for _ in range(40):
                 await streams[number].send(request)
 
         floods = [asyncio.create_task(flood(number)) for number in range(len(streams))]
-        await until(lambda: len(full.inserters) == 130)
+        await until(lambda: len(full.inserters) >= 130 and held(server)[0] >= 130 * 16)
         for _ in range(20):
             assert (await client.sample("t"))[0].columns[0].tolist() == [5]
         for each in floods:

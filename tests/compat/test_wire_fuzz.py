@@ -177,9 +177,9 @@ def test_repeated_numbers_may_be_packed_or_not_and_longer_than_need_be(values, w
     assert read_mutate_request(together + one_by_one).deletes.tolist() == array.tolist() * 2
 
 
-@given(st.lists(st.tuples(uint64s, st.floats()), max_size=30), st.data())
+@given(st.lists(st.tuples(uint64s, st.floats().map(lambda value: value + 0.0)), max_size=30), st.data())
 def test_updates_are_the_same_read_one_by_one_or_in_runs(updates, data):
-    pieces = [b""]
+    pieces = [b""]  # the generated class leaves out -0.0, which is not the default: hence no such priority
     for key, priority in updates:
         piece = write_mutate_request("", uint64([key]), np.array([priority]), uint64([]))
         minimal = bytes(pb.MutatePrioritiesRequest(updates=[pb.KeyWithPriority(key=key, priority=priority)]))
