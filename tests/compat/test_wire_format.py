@@ -140,7 +140,7 @@ def test_sample_responses_of_the_generated_class_are_read(response):
             assert view.info is None
         else:
             check_item(view.info.item, entry.info.item)
-            assert view.info[1:] == (entry.info.probability, entry.info.table_size, entry.info.rate_limited)
+            assert view.info[1:4] == (entry.info.probability, entry.info.table_size, entry.info.rate_limited)
 
 
 @given(st.text(max_size=20), st.lists(st.tuples(items, st.lists(chunks, max_size=2)), max_size=4), st.data())
@@ -212,3 +212,13 @@ def test_a_trajectory_that_occurs_twice_is_refused():
     item = write_item(1, "t", 1.0, b"\x0a\x00") + b"\x42\x00"
     with pytest.raises(InvalidArgument, match="flat_trajectory occurs again"):
         read_insert_request(write_insert_request([], [item], uint64([])))
+
+
+def test_samples_tell_when_their_item_was_inserted():
+    timestamp = b"\x08\x05\x10\x80\xca\xb5\xee\x01"  # 5 s and 500,000,000 ns
+    item = b"\x08\x07\x3a" + bytes([len(timestamp)]) + timestamp
+    info = b"\x0a" + bytes([len(item)]) + item
+    entry = b"\x0a" + bytes([len(info)]) + info
+    (read,) = read_sample_response(b"\x0a" + bytes([len(entry)]) + entry)
+    assert read.info is not None
+    assert (read.info.item.key, read.info.inserted_at) == (7, 5.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -38,7 +39,6 @@ class EncodedItems:
         lock: needed if items are read in threads.
 
     Attributes:
-        stores: of records and of chunks.
         tensors: what native readers read.
         damaged: how many items were removed because a chunk of theirs could not be decoded.
     """
@@ -51,14 +51,21 @@ class EncodedItems:
         *,
         lock: AbstractContextManager[object] | None = None,
     ) -> None:
-        one = ArraySpec((), np.uint64)
-        records, chunks = storage.group((ArraySpec((), BYTES),)), storage.group((ArraySpec((), BYTES), one, one))
-        self.stores: tuple[RowStore, RowStore] = (records, chunks)
+        self._storage = storage
         self.tensors = TensorCache(decode, max_cached_bytes, lock or nullcontext())
         self.damaged = 0
-        self._records, self._chunks = RowCursor(records), RowCursor(chunks)
         self._next_ordinal = 0
         self._layouts: WeakValueDictionary[object, EncodedLayout] = WeakValueDictionary()
+
+    @cached_property
+    def stores(self) -> tuple[RowStore, RowStore]:
+        """The stores of records and of chunks, made when they are first needed: few servers have such clients."""
+        one = ArraySpec((), np.uint64)
+        return self._storage.group((ArraySpec((), BYTES),)), self._storage.group((ArraySpec((), BYTES), one, one))
+
+    @cached_property
+    def _cursors(self) -> tuple[RowCursor, RowCursor]:
+        return RowCursor(self.stores[0]), RowCursor(self.stores[1])
 
     @property
     def decode(self) -> Decode | None:
@@ -77,7 +84,7 @@ class EncodedItems:
             ResourceExhausted: there is no room; nothing was stored.
         """
         store, count = self.stores[1], len(chunks)
-        rows = self._chunks.take(count)
+        rows = self._cursors[1].take(count)
         _put(store, rows, chunks)
         ordinals = np.arange(self._next_ordinal, self._next_ordinal + count, dtype=np.uint64)
         self._next_ordinal += count
@@ -132,7 +139,7 @@ class EncodedItems:
             if highest >= 1 << TENSOR_BITS:
                 raise InvalidArgument(f"a chunk has at most {1 << TENSOR_BITS} tensors, an item shows tensor {highest}")
         records, chunks = write_records(items)
-        rows = self._records.take(len(items))
+        rows = self._cursors[0].take(len(items))
         _put(self.stores[0], rows, records)
         nbytes = np.array([item.nbytes for item in items], np.int64)
         return ItemBlock(layout, keys, priorities, (Runs.of_rows(rows), chunks), nbytes, episodes)
