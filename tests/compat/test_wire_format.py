@@ -175,7 +175,7 @@ def test_the_generated_class_reads_the_sample_responses_we_write(table, samples,
 def test_what_is_the_same_for_all_samples_is_given_once():
     infos = SampleInfos(uint64([1, 2]), 0.5, 3, 1.0, 7, False)
     first, second = read_sample_response(write_sample_response("t", infos, [(b"", []), (b"", [])]))
-    assert first.info[1:] == second.info[1:] == (1.0, 7, False)
+    assert first.info[1:] == second.info[1:] == (1.0, 7, False, 0.0)
     assert [each.info.item[:4] for each in (first, second)] == [(1, "t", 0.5, 3), (2, "t", 0.5, 3)]
 
 
