@@ -1,0 +1,182 @@
+"""Genuine clients and servers of dm-reverb in processes of their own, and a server of ours."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+DRIVERS = Path(__file__).parent / "drivers"
+_PATIENCE_S = 100.0  # Less than what a test may last.
+
+
+class PeerError(AssertionError):
+    """A call failed in the peer's process; the text is the traceback there."""
+
+
+class Peer:
+    """A process of the peer's interpreter that runs functions of `drivers`; `close` ends it.
+
+    `inside` is a command that enters a network namespace.
+    """
+
+    def __init__(self, python: Path, inside: Sequence[str] = ()) -> None:
+        self._command = [*inside, str(python), str(DRIVERS / "main.py")]
+        self._process: subprocess.Popen[str] | None = None
+        self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - closed with the process
+
+    def call(self, module: str, name: str, /, **arguments: Any) -> Any:
+        """Call a function there; return what it returns.
+
+        Raises:
+            PeerError: it failed, or there was no answer for so long that the process was ended.
+        """
+        __tracebackhide__ = True
+        process = self._running()
+        self._log.seek(0)
+        self._log.truncate()
+        try:
+            answer = self._exchange(process, json.dumps({"module": module, "name": name, "arguments": arguments}))
+        except BaseException:
+            self._stop(process)  # An answer that comes later must not be taken for the next one.
+            raise
+        if "error" in answer:
+            raise PeerError(f"{answer['error']}\n{self._logged()}")
+        return answer["result"]
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._stop(self._process)
+        self._log.close()
+
+    def _exchange(self, process: subprocess.Popen[str], call: str) -> dict[str, Any]:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(call + "\n")
+        process.stdin.flush()
+        if not select.select([process.stdout], [], [], _PATIENCE_S)[0]:
+            process.send_signal(signal.SIGABRT)  # Its threads' stacks go to the log.
+            process.wait()
+            raise PeerError(f"it hangs: {call}\n{self._logged()}")
+        line = process.stdout.readline()
+        if not line:
+            raise PeerError(f"the process ended with {process.wait()}: {call}\n{self._logged()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _stop(self, process: subprocess.Popen[str]) -> None:
+        process.kill()
+        process.communicate()
+        self._process = None
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._process is None or self._process.poll() is not None:
+            environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
+            self._process = subprocess.Popen(
+                self._command,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                text=True,
+            )
+        return self._process
+
+    def _logged(self) -> str:
+        self._log.seek(0)
+        return self._log.read()[-6000:]
+
+
+class OurServer:
+    """``python -m reverb_async.serve``, with tables from a dm-reverb configuration; a context manager."""
+
+    def __init__(self, config: str) -> None:
+        command = [sys.executable, "-m", "reverb_async.serve", "--port", "0", "--reverb-config", config]
+        self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - closed with the process
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._log, text=True, cwd=ROOT)
+
+    def __enter__(self) -> OurServer:
+        assert self._process.stdout is not None
+        found = re.search(r" on 127\.0\.0\.1:(\d+)", self._process.stdout.readline())
+        if found is None:
+            self._process.kill()
+            self._process.communicate()
+            log = self.log()
+            self._log.close()
+            raise AssertionError(f"the server did not start: {log}")
+        self.address = f"localhost:{found[1]}"
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        alive = self._process.poll() is None
+        self._process.terminate()
+        self._process.communicate()
+        log = self.log()
+        self._log.close()
+        assert alive, f"the server ended with {self._process.returncode}: {log}"
+        assert "Traceback" not in log, log
+
+    def log(self) -> str:
+        """Return what the server has logged."""
+        self._log.seek(0)
+        return self._log.read()
+
+
+class GenuineServers:
+    """A network namespace with genuine servers, one after the other, and a client; `close` ends both processes."""
+
+    def __init__(self, python: Path) -> None:
+        self._server = Peer(python, ["unshare", "-rn"])
+        pid = self._server.call("genuine_server", "enter")
+        enter = ["nsenter", "--preserve-credentials", "--user", "--net", "--target", str(pid), "--"]
+        self.client = Peer(python, enter)
+
+    @staticmethod
+    def are_possible() -> bool:
+        """Whether such a namespace can be made here. Without one they would listen on every address."""
+        if shutil.which("unshare") is None or shutil.which("nsenter") is None:
+            return False
+        return subprocess.run(["unshare", "-rn", "true"], stderr=subprocess.DEVNULL).returncode == 0
+
+    def serve(self, config: str) -> str:
+        """Start a server instead of the one before; return its address."""
+        address: str = self._server.call("genuine_server", "serve", config=config)
+        return address
+
+    def close(self) -> None:
+        """End all."""
+        self.client.close()
+        self._server.close()
+
+
+class Named(NamedTuple):
+    """A scenario, by its name."""
+
+    module: str
+    name: str
+    needs_ours: bool
+
+
+def scenarios() -> list[Named]:
+    """Return all scenarios, read from the sources: only the peer's interpreter can import them."""
+    found = []
+    for path in sorted(DRIVERS.glob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef):
+                for decorator in node.decorator_list:
+                    if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "on":
+                        ours = any(keyword.arg == "needs_ours" for keyword in decorator.keywords)
+                        found.append(Named(path.stem, node.name, ours))
+    return found
