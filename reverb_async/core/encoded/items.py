@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from reverb_async.core.dtypes import BYTES
 from reverb_async.core.encoded.layout import CHUNK, KEY, ORDINAL, EncodedLayout
-from reverb_async.core.encoded.records import EncodedItem, read_trajectories, split, write_record
+from reverb_async.core.encoded.records import EncodedItem, read_trajectories, split, write_records
 from reverb_async.core.encoded.tensor_cache import TENSOR_BITS, DamagedChunks, Decode, TensorCache
 from reverb_async.core.item import ItemBlock, ItemLayout
 from reverb_async.core.nest import Structure
-from reverb_async.core.runs import Rows, Runs, join
+from reverb_async.core.runs import Rows, Runs
 from reverb_async.core.slots import Slots
 from reverb_async.core.spec import ArraySpec
 from reverb_async.core.storage import RowCursor, RowStore, Storage
@@ -127,16 +127,15 @@ class EncodedItems:
             InvalidArgument: a chunk has too many tensors.
             ResourceExhausted: there is no room; nothing was stored.
         """
-        for item in items:
-            highest = max([part[3] for slices in item.columns for part in slices])
+        for columns in {id(item.columns): item.columns for item in items}.values():
+            highest = max([part[3] for slices in columns for part in slices])
             if highest >= 1 << TENSOR_BITS:
                 raise InvalidArgument(f"a chunk has at most {1 << TENSOR_BITS} tensors, an item shows tensor {highest}")
-        written = [write_record(item) for item in items]
+        records, chunks = write_records(items)
         rows = self._records.take(len(items))
-        _put(self.stores[0], rows, [record for record, _ in written])
-        views = (Runs.of_rows(rows), join([chunks for _, chunks in written]))
+        _put(self.stores[0], rows, records)
         nbytes = np.array([item.nbytes for item in items], np.int64)
-        return ItemBlock(layout, keys, priorities, views, nbytes, episodes)
+        return ItemBlock(layout, keys, priorities, (Runs.of_rows(rows), chunks), nbytes, episodes)
 
     def drop_records(self, block: ItemBlock) -> None:
         """Let go of the records of a block; those of items that were inserted stay."""
