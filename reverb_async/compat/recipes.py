@@ -91,7 +91,7 @@ class Recipes:
             for position, offset, count, index in slices:
                 tensors = chunks[position]
                 if not 0 <= index < len(tensors):
-                    raise InvalidArgument(f"column {number} shows tensor {index} of a chunk that has {len(tensors)}")
+                    raise InvalidArgument(f"column {number}: its chunk has {len(tensors)} tensors, no {index}")
                 tensor = tensors[index]
                 if offset < 0 or count < 1 or offset + count > tensor.rows:
                     raise InvalidArgument(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from reverb_async.core.dtypes import BYTES
 from reverb_async.core.encoded.layout import CHUNK, KEY, ORDINAL, EncodedLayout
-from reverb_async.core.encoded.records import EncodedItem, read_trajectories, split, write_records
+from reverb_async.core.encoded.records import EncodedItem, read_trajectories, write_records
 from reverb_async.core.encoded.tensor_cache import TENSOR_BITS, DamagedChunks, Decode, TensorCache
 from reverb_async.core.item import ItemBlock, ItemLayout
 from reverb_async.core.nest import Structure
@@ -142,21 +142,19 @@ class EncodedItems:
         self.stores[0].unpin(block.views[0].rows())
 
     def answers(self, layout: ItemLayout, records: Runs, chunks: Runs) -> list[Answer]:
-        """Return copies of items as they came, chunks in any order. In a thread while the rows are pinned.
+        """Return items as they came, chunks in any order: where they are stored, valid while the rows are held.
 
         Args:
             layout: theirs.
             records: their rows in the first store, as `Slots.runs` returns them.
             chunks: their rows in the second store.
         """
-        trajectories = read_trajectories(self.stores[0].gather_variable(0, records.rows()))
-        distinct, places = np.unique(chunks.rows(), return_inverse=True)
-        messages = split(self.stores[1].gather_variable(CHUNK, distinct))
+        trajectories = read_trajectories(self.stores[0].views(0, records.rows()))
+        messages = self.stores[1].views(CHUNK, chunks.rows())
         answers = []
         start = 0
-        at = places.tolist()
         for trajectory, count in zip(trajectories, chunks.length.tolist(), strict=True):
-            answers.append((trajectory, [messages[place] for place in at[start : start + count]]))
+            answers.append((trajectory, messages[start : start + count]))
             start += count
         return answers
 

@@ -6,6 +6,7 @@ of slices of each column, and per slice (position among the item's chunks, offse
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,20 +119,17 @@ def read_slices(records: VariableRows, num_columns: int) -> Slices:
     return Slices(position, offset, length, tensor, counts)
 
 
-def read_trajectories(records: VariableRows) -> list[memoryview]:
-    """Return the trajectories in records."""
-    ends = records.offsets
-    sizes = records.data.view(np.int32)[ends[:-1] >> 2].astype(np.int64)
-    stops = ends[1:] - (-sizes % 4)
-    return _cut(records, stops - sizes, stops)
+def read_trajectories(records: Sequence[memoryview]) -> list[memoryview]:
+    """Return the trajectories in records, as views."""
+    trajectories = []
+    for record in records:
+        (size,) = _SIZE.unpack_from(record)
+        stop = len(record) - -size % 4
+        trajectories.append(record[stop - size : stop])
+    return trajectories
 
 
 def split(rows: VariableRows) -> list[memoryview]:
     """Return the bytes of each row, as views."""
-    ends = rows.offsets
-    return _cut(rows, ends[:-1], ends[1:])
-
-
-def _cut(rows: VariableRows, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> list[memoryview]:
-    data = rows.data.data
-    return [data[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
+    data, ends = rows.data.data, rows.offsets.tolist()
+    return [data[start:stop] for start, stop in itertools.pairwise(ends)]

@@ -277,6 +277,12 @@ class RowStore:
         handles: Handles = self.columns[column][as_run(rows) or rows]  # type: ignore[assignment]  # variable: uint64
         return self._blobs.get(handles, len(self.specs[column].shape))
 
+    def views(self, column: int, rows: Rows) -> list[memoryview]:
+        """Return the bytes of `rows` of a variable column where they lie; valid while the caller holds the rows."""
+        assert self._blobs is not None
+        handles: Handles = self.columns[column][as_run(rows) or rows]  # type: ignore[assignment]  # variable: uint64
+        return self._blobs.views(handles)
+
     def bytes_of(self, rows: Rows) -> NDArray[np.int64]:
         """Return the bytes of the values in each row, those of variable columns included; int64 ``[n]``."""
         nbytes = np.full(len(rows), self.row_bytes)

@@ -35,5 +35,5 @@ def test_records_of_items_are_read_as_they_were_written(
         for position, offset, length, tensor in column
     ]
     assert [tuple(map(int, each)) for each in read] == expected
-    assert [bytes(each) for each in read_trajectories(records)] == [trajectory for _, trajectory in written]
+    assert [bytes(each) for each in read_trajectories(split(records))] == [trajectory for _, trajectory in written]
     assert [bytes(each) for each in split(records)] == [record for record, _ in parts]
