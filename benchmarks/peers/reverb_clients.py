@@ -13,7 +13,7 @@ from benchmarks.processes import Contestant, Worker, serving, worker_command
 from benchmarks.result import Result, result_of
 from benchmarks.subject import Options, Subject
 
-_TABLES = Path(__file__).with_name("reverb_clients.toml")
+TABLES = Path(__file__).with_name("reverb_clients.toml")
 
 
 @dataclass(slots=True)
@@ -39,7 +39,7 @@ class OurServer:
         """
         if not self._address:
             self._inside = self.peers.inside()
-            arguments = ["--config", str(_TABLES)]
+            arguments = ["--config", str(TABLES)]
             self._address, self._pid = self.stack.enter_context(serving(arguments, self._inside))
         counted = is_native(subject)
         with Contestant("reverb_async", subject.measure) as contestant:
