@@ -34,6 +34,9 @@ _ITEM = _pattern(rb"\x08(<n>) \x12([\x00-\x7f])")
 _ITEM_END = _pattern(rb"(?:\x29(.{8}))? (?:\x30(<n>))? (?:\x3a([\x00-\x7f])((?:\x08<n>)?(?:\x10<n>)?))? \x42(<n>)")
 _SLICE = _pattern(rb"\x0a([\x00-\x7f]) (\x08(<n>) (?:\x10(<n>))? (?:\x18(<n>))? (?:\x20(<n>))?)")
 
+_COLUMN = _pattern(
+    rb"\x0a([\x00-\x7f]) \x0a([\x00-\x7f]) (\x08(<n>) (?:\x10(<n>))? (?:\x18(<n>))? (?:\x20(<n>))?) (\x10\x01)?"
+)
 _SQUEEZE = b"\x10\x01"
 _MAX_COLUMN_BYTES = 1 << 16
 
@@ -116,7 +119,7 @@ def match_item(data: memoryview, start: int, stop: int) -> ItemView | None:
         return None
     if begin + numbers[size] != stop or numbers[times_sampled] >> 31:
         return None
-    columns = _match_columns(data, begin, stop)
+    columns = _match_single_slices(data, begin, stop) or _match_columns(data, begin, stop)
     if columns is None:
         return None
     name = bytes(data[at:name_stop])
@@ -131,6 +134,22 @@ def match_item(data: memoryview, start: int, stop: int) -> ItemView | None:
         data[begin:stop],
         columns,
     )
+
+
+def _match_single_slices(data: memoryview, at: int, stop: int) -> list[ColumnView] | None:
+    """Return the columns of a short trajectory if each shows one slice: so do all of items of one step."""
+    columns: list[ColumnView] = []
+    if stop - at > _MAX_COLUMN_BYTES:
+        return None
+    for size, slice_size, fields, key, offset, length, index, squeeze in _COLUMN.findall(data, at, stop):
+        shown = numbers[key], numbers[offset], numbers[length], numbers[index]
+        nbytes = len(fields)
+        more = 2 + nbytes + len(squeeze)
+        if slice_size[0] != nbytes or size[0] != more or (shown[1] | shown[2] | shown[3]) >> 31:
+            return None
+        columns.append(ColumnView([shown], squeeze != b""))
+        at += 2 + more
+    return columns if at == stop and len(columns) <= MAX_COLUMNS else None  # otherwise there is something between
 
 
 def _match_columns(data: memoryview, at: int, stop: int) -> list[ColumnView] | None:

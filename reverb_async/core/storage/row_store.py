@@ -34,6 +34,9 @@ class Blobs(Protocol):
     def get(self, handles: Handles, rank: int) -> VariableRows:
         """Copy rows out."""
 
+    def views(self, handles: Handles) -> list[memoryview]:
+        """Return the bytes of each where they lie."""
+
     def release(self, handles: Handles) -> None:
         """Take a count from each."""
 
