@@ -51,8 +51,8 @@ def a_flush_confirms_items(client: reverb.Client) -> None:
     writer.create_item("t", 3, 1.0)
     assert size_of(client) == 0
     writer.flush()
-    assert size_of(client) == 1
     check(columns(client), range(3))
+    assert size_of(client) == 1
     writer.close()
 
 
