@@ -114,6 +114,10 @@ class LocalStreams:
         self._is_closing = is_closing
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def __len__(self) -> int:
+        """Return how many are open."""
+        return len(self._tasks)
+
     def open(self, serve: Callable[[Duplex], Awaitable[None]], name: str) -> Duplex:
         """Return one end of a new stream; a task runs ``serve(other end)``, and its errors end the stream."""
         upwards, downwards = _Pipe(), _Pipe()
