@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.harness import measure
 from benchmarks.report import write_report
 from benchmarks.result import Result
 from benchmarks.subject import ROUND_S, ROUNDS, Options, Subject
-from benchmarks.subjects import ALL_SUBJECTS, SUBJECTS
+from benchmarks.subjects import ALL_SUBJECTS, CLIENTS, SUBJECTS
 from benchmarks.tables import markdown
 
 _GROUPS = {
@@ -27,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments[:1] == ["peers"]:
         return _peers(arguments[1:])
+    if arguments[:1] == ["reverb-clients"]:
+        return _reverb_clients(arguments[1:])
     if arguments[:1] == ["report"]:
         return _report(arguments[1:])
     return _subjects(arguments)
@@ -35,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _subjects(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Measure reverb_async. 'peers' measures others beside it, 'report' writes docs/benchmarks.md.",
+        description="Measure reverb_async. 'peers' measures others beside it, 'reverb-clients' its clients at "
+        "our server, 'report' writes docs/benchmarks.md.",
     )
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help="subjects, 'all', 'alone', 'sweeps' or 'long'; none lists them"
@@ -63,14 +67,8 @@ def _peers(arguments: list[str]) -> int:
         description="Measure the same work on other libraries and on ours, in alternating rounds.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="subjects; none: all that a peer can do")
-    parser.add_argument("--dm-reverb-python", type=Path, metavar="PATH", help="a Python that has dm-reverb")
     parser.add_argument("--cpprb", action="store_true", help="compare with cpprb, in that Python or in this one")
-    parser.add_argument(
-        "--allow-open-port",
-        action="store_true",
-        help="run dm-reverb's server, which binds every address, without a network namespace of its own",
-    )
-    parser.add_argument("--make-peer-env", type=Path, metavar="DIR", help=_MAKE_HELP)
+    _add_reverb(parser)
     _add_measuring(parser)
     _add_output(parser)
     options = parser.parse_args(arguments)
@@ -86,6 +84,37 @@ def _peers(arguments: list[str]) -> int:
     with peers:
         _measure_all(subjects, options, lambda subject: comparison.compare(subject, peers, how))
     return 0
+
+
+def _reverb_clients(arguments: list[str]) -> int:
+    from benchmarks.peers import comparison, reverb_clients
+
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks reverb-clients",
+        description="Measure dm-reverb's clients at our server and at their own, in alternating rounds.",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"none: all of {', '.join(map(_last_word, CLIENTS))}")
+    _add_reverb(parser)
+    _add_measuring(parser)
+    _add_output(parser)
+    options = parser.parse_args(arguments)
+    if options.make_peer_env is not None:
+        return _make_environment(options.make_peer_env)
+    if options.dm_reverb_python is None:
+        parser.error("whose clients? give --dm-reverb-python PATH")
+    subjects = _chosen(parser, options.names, {_last_word(name): subject for name, subject in CLIENTS.items()})
+    peers = comparison.Peers.find(options.dm_reverb_python, False, options.allow_open_port)
+    print(peers.describe(), file=sys.stderr)
+    how = _how(options)
+    with peers, ExitStack() as stack:
+        ours = reverb_clients.OurServer(peers, stack)
+        chosen = subjects or list(CLIENTS.values())
+        _measure_all(chosen, options, lambda subject: reverb_clients.compare_clients(subject, ours, how))
+    return 0
+
+
+def _last_word(name: str) -> str:
+    return name.rpartition("/")[2]
 
 
 def _report(arguments: list[str]) -> int:
@@ -169,6 +198,16 @@ def _chosen(parser: argparse.ArgumentParser, names: list[str], among: dict[str, 
         else:
             parser.error(f"no subject {name!r}; there are: {', '.join([*_GROUPS, *among])}")
     return list({subject.name: subject for subject in chosen}.values())
+
+
+def _add_reverb(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dm-reverb-python", type=Path, metavar="PATH", help="a Python that has dm-reverb")
+    parser.add_argument(
+        "--allow-open-port",
+        action="store_true",
+        help="run dm-reverb's server, which binds every address, without a network namespace of its own",
+    )
+    parser.add_argument("--make-peer-env", type=Path, metavar="DIR", help=_MAKE_HELP)
 
 
 def _add_measuring(parser: argparse.ArgumentParser) -> None:

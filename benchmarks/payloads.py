@@ -45,6 +45,25 @@ def frames(rng: np.random.Generator, n: int) -> Columns:
     return {"frame": rng.integers(0, 256, (n, 84, 84, 4), np.uint8)}
 
 
+def game_frames(rng: np.random.Generator, n: int) -> Columns:
+    """Return `n` frames 84x84 as of an old game: a textured background, a score, six moving sprites.
+
+    Snappy leaves 36 % of one, and 17 % of a run of them: about as of Atari's.
+    """
+    field = np.repeat(np.arange(40, 54, dtype=np.uint8), 6)[:, None] + np.zeros(84, np.uint8)
+    field[:8] = 0
+    field[20:32] = rng.integers(60, 200, (2, 14), np.uint8).repeat(6, 0).repeat(6, 1)
+    field[rng.random((84, 84)) < 0.1] += 9
+    shown = np.repeat(field[None], n, axis=0)
+    for sprite in range(6):
+        look = rng.integers(100, 256, (8, 8), np.uint8)
+        top, left = rng.integers(8, 70, 2)
+        for at in range(n):
+            y, x = (top + at * (sprite % 3)) % 76, (left + at * (1 + sprite % 2)) % 76
+            shown[at, y : y + 8, x : x + 8] = look
+    return {"frame": shown}
+
+
 def blobs(rng: np.random.Generator, n: int, nbytes: int) -> Columns:
     """Return `n` arrays of `nbytes` random bytes."""
     return {"data": np.frombuffer(rng.bytes(n * nbytes), np.uint8).reshape(n, nbytes)}

@@ -126,11 +126,14 @@ def stop(process: subprocess.Popen[str]) -> None:
 
 
 @contextmanager
-def serving(tables: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Run our server on a free port while the body runs; gives its address and process id."""
-    command = [sys.executable, "-m", "reverb_async.serve", "--port", "0", "--log-level", "warning"]
-    for table in tables:
-        command += ["--table", table]
+def serving(arguments: Sequence[str], inside: Sequence[str] = ()) -> Iterator[tuple[str, int]]:
+    """Run our server on a free port while the body runs; gives its address and process id.
+
+    Args:
+        arguments: of its command line.
+        inside: words before the command, which must become the command itself, as nsenter does.
+    """
+    command = [*inside, sys.executable, "-m", "reverb_async.serve", "--port", "0", "--log-level", "warning", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None
     try:
@@ -227,13 +230,18 @@ def worker_command(subject: Subject, role: int, number: int, address: str) -> li
     return [sys.executable, "-m", "benchmarks.worker", subject.name, str(role), str(number), address]
 
 
+def table_flags(subject: Subject) -> list[str]:
+    """Return the arguments of our server for a subject's tables."""
+    return [word for table in subject.tables for word in ("--table", table)]
+
+
 @contextmanager
 def ours(subject: Subject) -> Iterator[Contestant]:
     """Run our server and the subject's workers, prepared and ready."""
     with Contestant("reverb_async", subject.measure) as contestant:
         address = "none"
         if subject.tables:
-            address, contestant.server_pid = contestant.stack.enter_context(serving(subject.tables))
+            address, contestant.server_pid = contestant.stack.enter_context(serving(table_flags(subject)))
         for at, role in enumerate(subject.roles):
             for number in range(role.processes):
                 contestant.add(Worker(worker_command(subject, at, number, address), counted=role.counted))

@@ -92,7 +92,7 @@ def _table(results: Sequence[Result]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
-        if result.group in ("sweep", "part"):
+        if result.group in ("sweep", "part", "clients"):
             continue
         spread = "" if result.min == result.max else f" ({number(result.min)} to {number(result.max)})"
         mark = " †" if (result.foreign_load or 0) > _NOISY else ""
@@ -109,6 +109,26 @@ def _table(results: Sequence[Result]) -> str:
             f"| `{result.subject}` | {result.title}{_transport(result)} | {target(result)} | "
             f"**{number(result.median, result.unit)}**{spread}{mark} | {result.verdict} | {' | '.join(columns)} |"
         )
+    return "\n".join(lines)
+
+
+def _clients(results: Sequence[Result]) -> str:
+    lines = [
+        "| program | at our server (min to max) | at dm-reverb's (min to max) | ratio | asked | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        if result.group != "clients":
+            continue
+        name = result.subject.rpartition("/")[2]
+        mark = " †" if (result.foreign_load or 0) > _NOISY else ""
+        own = f"**{number(result.median, result.unit)}** ({number(result.min)} to {number(result.max)}){mark}"
+        beside = [
+            f"{number(peer.median, result.unit)} ({number(peer.min)} to {number(peer.max)}) | {number(peer.ratio)}x | "
+            f"≥ {number(peer.target_ratio)}x | {peer.verdict}"
+            for peer in result.peers
+        ] or [f"- | - | {target(result)} | {result.verdict}"]
+        lines += [f"| `{name}`: {result.title} | {own} | {each} |" for each in beside]
     return "\n".join(lines)
 
 
@@ -205,6 +225,7 @@ _SECTIONS: dict[str, Callable[[Sequence[Result]], str]] = {
     "machine": _machine,
     "commands": _commands,
     "table": _table,
+    "clients": _clients,
     "latencies": _latencies,
     "cost": _cost,
     "sweeps": _sweeps,

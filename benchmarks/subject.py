@@ -160,7 +160,7 @@ class Subject:
         run: measures it, if rounds of the roles' work are not all.
         peers: the same work elsewhere.
         group: what ``python -m benchmarks`` calls it together with others: ``"design"``, ``"sweep"``, ``"long"``;
-            ``"part"``: of a subject with a `run` of its own.
+            ``"part"``: of a subject with a `run` of its own; ``"clients"``: dm-reverb's clients at our server.
     """
 
     name: str
@@ -172,7 +172,7 @@ class Subject:
     sizes: Mapping[str, int | float | str] = field(default_factory=dict)
     run: Callable[[Subject, Options], Iterable[Result]] | None = None
     peers: tuple[PeerWork, ...] = ()
-    group: Literal["design", "sweep", "long", "part"] = "design"
+    group: Literal["design", "sweep", "long", "part", "clients"] = "design"
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,16 +107,23 @@ class Peers:
             else:
                 stack = contestant.stack if fresh else self._stack
                 address, contestant.server_pid = self._serve(stack, python, fresh)
-                inside = self._enter(contestant.server_pid)
-                paths = [work.path] * work.processes
+                works = [work] * work.processes
                 if work.path == "info_latency":
-                    paths.insert(0, _INFO_LOAD.path)
-                for path in paths:
-                    command = [*inside, str(python), "-m", "benchmarks.peers.dm_reverb_client", path, address]
-                    contestant.add(
-                        Worker(command, counted=path == work.path, environment=_environment(), is_talkative=True)
-                    )
+                    works.insert(0, _INFO_LOAD)
+                for each in works:
+                    contestant.add(self.client(each, address, contestant.server_pid, counted=each is work))
             yield contestant
+
+    def client(self, work: PeerWork, address: str, server_pid: int | None = None, *, counted: bool) -> Worker:
+        """Start a client of dm-reverb, where that server of theirs runs; None: the shared one."""
+        inside = self.inside() if server_pid is None else self._enter(server_pid)
+        command = [*inside, str(self._python(work)), "-m", "benchmarks.peers.dm_reverb_client", work.path, address]
+        return Worker(command, counted=counted, environment=_environment(), is_talkative=True)
+
+    def inside(self) -> list[str]:
+        """Return the words before a command that is to reach the shared server of dm-reverb, which is started."""
+        assert self.reverb_python is not None
+        return self._enter(self._serve(self._stack, self.reverb_python, False)[1])
 
     def _python(self, work: PeerWork) -> Path | None:
         return self.cpprb_python if work.library == "cpprb" else self.reverb_python
@@ -154,10 +161,23 @@ def compare(subject: Subject, peers: Peers, options: Options) -> Iterator[Result
         settings = [each.workers[-1].ready.get("setting", {}) for each in contestants[1:]]
     result = result_of(subject, mine)
     for work, rounds, setting in zip(works, theirs, settings, strict=True):
-        values = [each.value for each in rounds]
-        result.peers.append(_peer_result(subject, work, statistics.median(values), values, result, peers))
-        result.peers[-1].details |= {"setting": setting, **_usage(rounds), **_latencies(subject, rounds)}
+        result.peers.append(describe_peer(subject, work, rounds, setting, result, peers))
     yield signed(result)
+
+
+def describe_peer(
+    subject: Subject,
+    work: PeerWork,
+    rounds: list[Round],
+    setting: dict[str, Any],
+    result: Result,
+    peers: Peers,
+) -> PeerResult:
+    """Return a peer's figure of a subject, with all that is known of its rounds, beside our `result`."""
+    values = [each.value for each in rounds]
+    described = _peer_result(subject, work, statistics.median(values), values, result, peers)
+    described.details |= {"setting": setting, **_usage(rounds), **_latencies(subject, rounds)}
+    return described
 
 
 def _compare_memory(subject: Subject, works: list[PeerWork], peers: Peers) -> Result:

@@ -19,13 +19,23 @@ from benchmarks.peers.dm_reverb_idle import (
     memory,
     memory_atari,
 )
-from benchmarks.peers.dm_reverb_sampling import sampling, sampling_frames, sampling_large, tuned, with_defaults
+from benchmarks.peers.dm_reverb_sampling import (
+    fill_only,
+    sampling,
+    sampling_frames,
+    sampling_large,
+    sampling_stacks,
+    tuned,
+    with_defaults,
+)
 from benchmarks.peers.dm_reverb_work import Prepared
 from benchmarks.peers.dm_reverb_writing import (
     client_insert,
     large_insert,
     legacy_writer,
     mutate,
+    mutate_in,
+    stack_writer,
     structured_writer,
     trajectory_writer,
 )
@@ -40,12 +50,19 @@ PATHS: dict[str, Callable[[reverb.Client], Prepared]] = {
     "dataset_update_defaults": sampling("prioritized", with_defaults, update=True),
     "dataset_frames": sampling_frames,
     "dataset_large": sampling_large,
+    "dataset_native": sampling("native", tuned),
+    "dataset_stacks": sampling_stacks,
+    "fill_one_step": fill_only("uniform"),
+    "fill_ragged": fill_only("ragged"),
     "structured_writer": structured_writer,
     "writer": legacy_writer,
     "trajectory_writer": trajectory_writer,
     "client_insert": client_insert,
     "large_insert": large_insert,
     "mutate": mutate,
+    "mutate_1_thread": mutate_in(1),
+    "mutate_4_threads": mutate_in(4),
+    "stack_writer": stack_writer,
     "latency_insert": latency_insert,
     "latency_sample": latency_sample,
     "latency_update": latency_update,

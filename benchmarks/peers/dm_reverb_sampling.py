@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import reverb
 
-from benchmarks.payloads import LARGE_BYTES, blobs, frames, row
+from benchmarks.payloads import LARGE_BYTES, blobs, frames, game_frames, row
 from benchmarks.peers.dm_reverb_work import (
     BATCH,
+    STACK,
     TRIAL_S,
     Prepared,
     Stream,
     dataset,
+    fill_ragged,
     fill_rows,
     fill_small,
 )
@@ -92,6 +94,38 @@ def sampling_frames(client: reverb.Client) -> Prepared:
         return items, items * _FRAME_BYTES, []
 
     return work, setting
+
+
+def sampling_stacks(client: reverb.Client) -> Prepared:
+    """Sample batches of 256 items of four frames like Atari's."""
+    data = game_frames(np.random.default_rng(0), 200)
+    with client.trajectory_writer(num_keep_alive_refs=STACK) as writer:
+        for at in range(client.server_info()["stacks"].current_size, FRAMES):
+            writer.append(row(data, at % 200))
+            if at >= STACK - 1:
+                writer.create_item("stacks", 1.0, {"frame": writer.history["frame"][-STACK:]})
+                writer.flush(8)
+        writer.flush()
+    stream, setting = tuned(client, "stacks", BATCH)
+
+    def work(seconds: float) -> tuple[int, int, list[float]]:
+        items = stream.sample(seconds)
+        return items, items * _FRAME_BYTES, []
+
+    return work, setting
+
+
+def fill_only(table: str) -> Callable[[reverb.Client], Prepared]:
+    """Return the preparation of items that others sample: of one step, or in the table "ragged" of one to eight."""
+
+    def prepare(client: reverb.Client) -> Prepared:
+        if table == "ragged":
+            fill_ragged(client, table)
+        else:
+            fill_small(client, table)
+        return lambda seconds: (0, 0, []), {}
+
+    return prepare
 
 
 def sampling_large(client: reverb.Client) -> Prepared:

@@ -26,6 +26,7 @@ SMALL = {
     "next_obs": tf.TensorSpec([4], tf.float32),
     "done": tf.TensorSpec([], tf.bool),
 }
+RAGGED = {name: tf.TensorSpec([None, *spec.shape], spec.dtype) for name, spec in SMALL.items()}
 FRAMES = {"frame": tf.TensorSpec([84, 84, 4], tf.uint8)}
 STACKS = {"frame": tf.TensorSpec([4, 84, 84], tf.uint8)}
 LARGE = {"data": tf.TensorSpec([16 << 20], tf.uint8)}
@@ -49,9 +50,12 @@ def all_tables() -> list[reverb.Table]:
     return [
         table("uniform", uniform(), SMALL),
         table("prioritized", reverb.selectors.Prioritized(0.6), SMALL),
+        table("native", uniform(), SMALL),
+        table("ragged", uniform(), RAGGED),
         table("insert", uniform(), None),
         table("frames", uniform(), FRAMES),
         table("stacks", uniform(), STACKS),
+        table("stacks_written", uniform(), STACKS, max_size=20_000),
         table("large", uniform(), LARGE, max_size=24),
     ]
 

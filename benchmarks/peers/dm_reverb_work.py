@@ -21,6 +21,9 @@ TRIAL_S = 0.4
 FLUSH_EVERY = 1_000
 """Items; without a flush now and then, what waits grows, and slows writing down by far."""
 
+STACK = 4
+"""Frames an item shows."""
+
 Work = Callable[[float], tuple[int, int, list[float]]]
 Prepared = tuple[Work, dict[str, Any]]
 
@@ -64,6 +67,21 @@ def fill_small(client: reverb.Client, table: str, items: int = ITEMS) -> None:
             writer.create_item(table, float(priorities[at]), {name: history[name][-1] for name in history})
             if at % FLUSH_EVERY == 0:
                 writer.flush(FLUSH_EVERY)
+        writer.flush()
+
+
+def fill_ragged(client: reverb.Client, table: str, items: int = ITEMS // 4) -> None:
+    """Insert items of the last one to eight small steps."""
+    lengths = np.random.default_rng(0).integers(1, 9, items).tolist()
+    some = steps(1000)
+    with client.trajectory_writer(num_keep_alive_refs=8) as writer:
+        for at in range(client.server_info()[table].current_size, items):
+            writer.append(some[at % len(some)])
+            history = writer.history
+            if at >= 8:
+                writer.create_item(table, 1.0, {name: history[name][-lengths[at] :] for name in history})
+            if at % FLUSH_EVERY == 0:
+                writer.flush()
         writer.flush()
 
 

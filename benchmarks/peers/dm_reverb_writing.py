@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from itertools import count
 
 import numpy as np
 import reverb
 
-from benchmarks.payloads import LARGE_BYTES, blobs, row
+from benchmarks.payloads import LARGE_BYTES, blobs, game_frames, row
 from benchmarks.peers.dm_reverb_work import (
     BATCH,
     FLUSH_EVERY,
+    STACK,
     Prepared,
     Stream,
     best_threads,
@@ -108,8 +110,45 @@ def large_insert(client: reverb.Client) -> Prepared:
     return work, {"threads": threads, "tried": tried}
 
 
+def stack_writer(client: reverb.Client) -> Prepared:
+    """Write frames like Atari's with the trajectory writer; every item shows the last four."""
+    data = game_frames(np.random.default_rng(0), 200)
+    some = [row(data, at) for at in range(200)]
+
+    def work(seconds: float) -> tuple[int, int, list[float]]:
+        deadline, items = time.perf_counter() + seconds, 0
+        with client.trajectory_writer(num_keep_alive_refs=STACK) as writer:
+            while time.perf_counter() < deadline:
+                for at, step in enumerate(some):
+                    writer.append(step)
+                    if at >= STACK - 1:
+                        writer.create_item("stacks_written", 1.0, {"frame": writer.history["frame"][-STACK:]})
+                        items += 1
+                writer.end_episode()
+        return items, 0, []
+
+    return work, {"num_keep_alive_refs": STACK}
+
+
 def mutate(client: reverb.Client) -> Prepared:
     """Set 256 priorities per call; the number of threads that does it fastest."""
+    update = _updates(client)
+    threads, tried = best_threads(update, (1, 2, 4, 8))
+    return lambda seconds: (in_threads(update, threads, seconds), 0, []), {"threads": threads, "tried": tried}
+
+
+def mutate_in(threads: int) -> Callable[[reverb.Client], Prepared]:
+    """Return the preparation of setting 256 priorities per call in so many threads."""
+
+    def prepare(client: reverb.Client) -> Prepared:
+        update = _updates(client)
+        return lambda seconds: (in_threads(update, threads, seconds), 0, []), {"threads": threads}
+
+    return prepare
+
+
+def _updates(client: reverb.Client) -> Callable[[], int]:
+    """Return what sets 256 priorities."""
     fill_small(client, "prioritized")
     stream = Stream(dataset(client, "prioritized", 4096, 512, 2))
     keys = np.unique(stream.take().info.key.numpy())
@@ -131,5 +170,4 @@ def mutate(client: reverb.Client) -> Prepared:
         client.mutate_priorities("prioritized", updates=blocks[next(turn) % len(blocks)])
         return BATCH
 
-    threads, tried = best_threads(update, (1, 2, 4, 8))
-    return lambda seconds: (in_threads(update, threads, seconds), 0, []), {"threads": threads, "tried": tried}
+    return update

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.subject import Subject
-from benchmarks.subjects import latency, memory, sampling, scaling, sustained, sweeps, writing
+from benchmarks.subjects import latency, memory, reverb_clients, sampling, scaling, sustained, sweeps, writing
 
 SUBJECTS: dict[str, Subject] = {
     subject.name: subject
@@ -12,5 +12,8 @@ SUBJECTS: dict[str, Subject] = {
 }
 """What the command line knows."""
 
-ALL_SUBJECTS = SUBJECTS | scaling.PARTS
-"""And what those consist of."""
+CLIENTS: dict[str, Subject] = {subject.name: subject for subject in reverb_clients.SUBJECTS}
+"""What ``python -m benchmarks reverb-clients`` knows."""
+
+ALL_SUBJECTS = SUBJECTS | scaling.PARTS | CLIENTS
+"""All that, and what it consists of."""

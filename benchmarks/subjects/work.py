@@ -27,15 +27,15 @@ _FILL_BYTES = 8 << 20
 _FILL_ROWS = 1_000
 
 
-async def fill(client: ra.Client, n: int = ITEMS, make: Make = small) -> None:
+async def fill(client: ra.Client, n: int = ITEMS, make: Make = small, table: str = TABLE) -> None:
     """Insert `n` items with random priorities, unless another process did already."""
     rng = np.random.default_rng(0)
-    present = (await client.server_info())[TABLE].current_size
+    present = (await client.server_info())[table].current_size
     row_bytes = sum(column.nbytes for column in make(rng, 1).values())
     at_once = max(1, min(_FILL_ROWS, _FILL_BYTES // row_bytes))
     for start in range(present, n, at_once):
         count = min(at_once, n - start)
-        await client.insert_batch(make(rng, count), {TABLE: rng.random(count) + 0.1})
+        await client.insert_batch(make(rng, count), {table: rng.random(count) + 0.1})
 
 
 async def sample_for(
@@ -43,6 +43,7 @@ async def sample_for(
     seconds: float,
     batch_size: int = BATCH,
     *,
+    table: str = TABLE,
     item_bytes: int = 0,
     priorities: NDArray[np.float64] | None = None,
     **options: Any,
@@ -53,7 +54,7 @@ async def sample_for(
     """
     tally = Tally()
     deadline = time.perf_counter() + seconds
-    async with client.sample_batches(TABLE, batch_size, **options) as batches:
+    async with client.sample_batches(table, batch_size, **options) as batches:
         async for batch in batches:
             if priorities is not None:
                 await batch.update_priorities(priorities)

@@ -11,11 +11,11 @@ from benchmarks.peers import comparison
 from benchmarks.report import TemplateError, write_report
 from benchmarks.result import PeerResult, Result, describe_latencies, simple_result
 from benchmarks.subject import BYTES, ITEMS, MICROSECONDS, Subject
-from benchmarks.subjects import SUBJECTS
+from benchmarks.subjects import ALL_SUBJECTS, CLIENTS, SUBJECTS
 
 
 def line(subject: str, median: float, *, peer: float | None = None) -> Result:
-    known = SUBJECTS[subject]
+    known = ALL_SUBJECTS[subject]
     result = simple_result(known, [median, median * 2, median / 2])
     result.at, result.command, result.foreign_load = "2026-01-02T00:00:00Z", "python -m benchmarks x", 0.5
     result.machine = {"cpu": "2 x Some", "memory": "4 GiB", "system": "Linux", "python": "3.11.7", "numpy": "2.4"}
@@ -45,6 +45,18 @@ def test_what_cannot_be_measured_is_refused_by_name(arguments, capsys):
     assert ended.value.code == 2
     said = capsys.readouterr().err
     assert "no subject 'sample-unifrom'" in said or "--dm-reverb-python PATH" in said
+
+
+def test_dm_reverbs_clients_need_dm_reverb(capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main(["reverb-clients", "writer"])
+    assert ended.value.code == 2
+    assert "--dm-reverb-python PATH" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command.main(["reverb-clients", "wirter", "--dm-reverb-python", "/nowhere"])
+    said = capsys.readouterr().err
+    assert "no subject 'wirter'" in said
+    assert all(name.rpartition("/")[2] in said for name in CLIENTS)
 
 
 def test_groups_and_sweeps_stand_for_their_subjects():
@@ -92,6 +104,16 @@ def test_the_page_has_every_figure_from_its_line():
     assert "2 of 2 results" in page
     assert "- `sample-uniform` against dm-reverb 0.14.0 `dataset_uniform`: 24.7x, asked ≥ 24x\n" in page
     assert "{{" not in page
+
+
+def test_dm_reverbs_clients_have_a_section_of_their_own():
+    results = [line("reverb-clients/writer", 9_000.0, peer=10_000.0), line("reverb-clients/native-ragged", 39_000.0)]
+    page = write_report(results, [], "images", "{{ clients }}")
+    assert "| `writer`: legacy Writer, an item per step, small | **9,000 items/s** (4,500 to 18,000) † |" in page
+    assert "| 10,000 items/s (10,000 to 10,000) | 0.9x | ≥ 0.8x | missed |" in page
+    assert "| - | - | ≥ 40,000 | missed |" in page
+    assert "writer" not in write_report(results, [], "images", "{{ table }}")
+    assert "`reverb-clients/native-ragged`: 39,000 items/s" in write_report(results, [], "images", "{{ missed }}")
 
 
 def test_remarks_may_name_figures_but_none_that_do_not_exist():

@@ -6,13 +6,16 @@ import ast
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import cramjam
 import numpy as np
 import pytest
 
 import reverb_async as ra
 from benchmarks import payloads
+from benchmarks.peers.reverb_clients import TABLES as REVERB_TABLES
+from benchmarks.peers.reverb_clients import is_native
 from benchmarks.subject import Session
-from benchmarks.subjects import ALL_SUBJECTS, SUBJECTS, sampling
+from benchmarks.subjects import ALL_SUBJECTS, CLIENTS, SUBJECTS, sampling
 from benchmarks.subjects.sweeps import batch_for, size_name
 from reverb_async.config import load
 
@@ -64,10 +67,36 @@ def test_a_subject_can_be_measured(subject):
     if subject.tables:
         tables = load(None, list(subject.tables), {}).build_tables()
         assert [table.name for table in tables] == ["replay"]
-    if subject.roles:
+    if subject.group == "clients":
+        assert [peer.library for peer in subject.peers] == ["dm-reverb"]
+        assert (subject.target is None) == (subject.peers[0].target is not None), "one of them is judged"
+        assert is_native(subject) == (subject.target is not None)
+    elif subject.roles:
         assert any(role.counted for role in subject.roles)
     else:
         assert subject.run is not None
+
+
+def test_dm_reverbs_programs_have_the_ratios_that_were_asked_for():
+    ratios = {name: subject.peers[0].target for name, subject in CLIENTS.items() if not is_native(subject)}
+    assert len(ratios) == 11
+    assert {ratio for name, ratio in ratios.items() if "mutate" in name} == {0.5}
+    assert {ratio for name, ratio in ratios.items() if "mutate" not in name} == {0.8}
+
+
+def test_our_server_can_serve_the_tables_of_dm_reverbs_programs():
+    tables = {table.name: table for table in load(REVERB_TABLES, [], {}).build_tables()}
+    served = {
+        node.args[0].value
+        for node in ast.walk(tree("peers", "dm_reverb_server.py"))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "table"
+        if isinstance(node.args[0], ast.Constant)
+    }
+    assert tables.keys() == served - {"frames", "large"}
+    small = tables["uniform"].signature
+    assert small is not None
+    assert small == tables["native"].signature == tables["prioritized"].signature
+    assert sum(spec.row_bytes for spec in small.specs) == payloads.SMALL_BYTES
 
 
 def test_parts_are_not_offered_on_the_command_line():
@@ -86,7 +115,7 @@ def test_every_path_of_a_peer_exists():
     )
     assert isinstance(assigned.value, ast.Dict)
     paths = {ast.literal_eval(key) for key in assigned.value.keys if key is not None}
-    asked = {peer.path for subject in SUBJECTS.values() for peer in subject.peers if peer.library == "dm-reverb"}
+    asked = {peer.path for subject in ALL_SUBJECTS.values() for peer in subject.peers if peer.library == "dm-reverb"}
     assert asked == paths
     assert {peer.path for subject in SUBJECTS.values() for peer in subject.peers if peer.library == "cpprb"} == {
         "sample",
@@ -127,6 +156,7 @@ def test_what_runs_under_a_peers_python_imports_nothing_of_ours(path):
         (payloads.small, payloads.SMALL_BYTES),
         (payloads.columns, payloads.COLUMNS_BYTES),
         (payloads.frames, payloads.FRAME_BYTES),
+        (payloads.game_frames, 84 * 84),
     ],
 )
 def test_payloads_have_the_bytes_that_titles_say(make, nbytes):
@@ -134,6 +164,13 @@ def test_payloads_have_the_bytes_that_titles_say(make, nbytes):
     assert sum(column.nbytes for column in data.values()) == 3 * nbytes
     assert {len(column) for column in data.values()} == {3}
     assert sum(np.asarray(value).nbytes for value in payloads.row(data, 1).values()) == nbytes
+
+
+def test_game_frames_compress_about_as_those_of_atari_do():
+    frames = payloads.game_frames(np.random.default_rng(0), 16)["frame"]
+    sizes = [len(cramjam.snappy.compress_raw(frame.tobytes())) for frame in frames]
+    assert 0.25 < np.mean(sizes) / frames[0].nbytes < 0.45
+    assert len(np.unique(frames, axis=0)) == 16
 
 
 @pytest.mark.parametrize("update", [False, True])
