@@ -74,7 +74,8 @@ def add(encoded: EncodedItems, *chunks: bytes) -> Rows:
 
 
 def item(chunks: ArrayLike, *columns: Column, trajectory: bytes = b"", nbytes: int = 8) -> EncodedItem:
-    return EncodedItem(np.asarray(chunks, np.int64), columns, trajectory, nbytes)
+    shown = tuple(tuple(column) for column in columns)
+    return EncodedItem(np.asarray(chunks, np.int64), shown, trajectory, nbytes)
 
 
 def block(

@@ -5,49 +5,33 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from grpclib.const import Status
 
-from reverb_async.compat.columns import ColumnHead, ColumnLayouts, Fit, Kind, kind_of
+from reverb_async.compat.columns import Fit, Kind, kind_of
 from reverb_async.compat.episodes import EpisodeNumbers
+from reverb_async.compat.recipes import Recipes, Tensor
 from reverb_async.compat.statuses import CallRefused, missing_chunk
-from reverb_async.compat.tensors import decode_chunk_tensor
+from reverb_async.compat.tensors import TensorHead, decode_chunk_tensor
 from reverb_async.compat.wire_format import ChunkView, ItemView
 from reverb_async.core.encoded import EncodedItem, EncodedItems
 from reverb_async.core.runs import Rows
-from reverb_async.errors import InvalidArgument, ResourceExhausted
+from reverb_async.errors import ResourceExhausted
 from reverb_async.table import Table
 
 MAX_CHUNKS = 1 << 20
 MAX_CHUNK_BYTES = 4 << 30
 """What one stream may keep that no item has to show: chunks, and their encoded bytes."""
 
-MAX_ITEM_BYTES = 4 << 30
-"""Decoded bytes that one item may show; slices may show the same rows again and again."""
-
 _STEP_BYTES = 4 << 20
 _STEP_CHUNKS = 4096
 """After so much was stored, others have a turn of the loop."""
 
 _DROPPED_AT_ONCE = 16_384
-
-
-class Tensor(NamedTuple):
-    """One tensor of a chunk.
-
-    Attributes:
-        kind: its rows'.
-        rows: how many.
-        row_bytes: of one decoded row, of strings about.
-        width: of its longest string, if rows are arrays of strings.
-    """
-
-    kind: Kind
-    rows: int
-    row_bytes: int
-    width: int
+_MAX_REMEMBERED_HEADS = 64
 
 
 class Chunk(NamedTuple):
@@ -89,9 +73,9 @@ class IncomingItem(NamedTuple):
 class HeldChunks:
     """The chunks one stream has sent and not dropped, by key."""
 
-    def __init__(self, encoded: EncodedItems, layouts: ColumnLayouts, episodes: EpisodeNumbers) -> None:
+    def __init__(self, encoded: EncodedItems, recipes: Recipes, episodes: EpisodeNumbers) -> None:
         self._encoded = encoded
-        self._layouts = layouts
+        self._recipes = recipes
         self._episodes = episodes
         self._chunks: dict[int, Chunk] = {}
         self._arrived: deque[Chunk] = deque()
@@ -194,66 +178,46 @@ class HeldChunks:
             CallRefused: it shows a chunk that is not here.
         """
         positions: dict[int, int] = {}
-        chunks: list[Chunk] = []
-        columns: list[list[tuple[int, int, int, int]]] = []
-        heads: list[ColumnHead] = []
-        lengths: list[int] = []
-        nbytes = 0
-        for number, column in enumerate(view.columns):
-            slices = []
-            length = width = 0
-            kind: Kind | None = None
-            for chunk_key, offset, count, index in column.slices:
-                position = positions.get(chunk_key)
-                if position is None:
-                    held = self._chunks.get(chunk_key)
-                    if held is None:
-                        raise missing_chunk(chunk_key)
-                    position = positions[chunk_key] = len(chunks)
-                    chunks.append(held)
-                tensors = chunks[position].tensors
-                if not 0 <= index < len(tensors):
-                    raise InvalidArgument(f"column {number}: chunk {chunk_key} has {len(tensors)} tensors, no {index}")
-                tensor = tensors[index]
-                if offset < 0 or count < 1 or offset + count > tensor.rows:
-                    raise InvalidArgument(
-                        f"column {number}: rows {offset} to {offset + count - 1} are shown of tensor {index} "
-                        f"of chunk {chunk_key}, which has {tensor.rows}"
-                    )
-                if kind is None:
-                    kind = tensor.kind
-                elif kind is not tensor.kind:
-                    raise InvalidArgument(f"column {number} has rows of {kind.spec} and of {tensor.kind.spec}")
-                slices.append((position, offset, count, index))
-                length += count
-                nbytes += count * tensor.row_bytes
-                if tensor.width > width:
-                    width = tensor.width
-            if kind is None:
-                raise InvalidArgument("Item trajectory must not be empty.")
-            if column.squeeze and length != 1:
-                raise InvalidArgument(f"column {number} is squeezed, which takes one row, but has {length}")
-            columns.append(slices)
-            heads.append(ColumnHead(kind, column.squeeze, width))
-            lengths.append(length)
-        if not columns:
-            raise InvalidArgument("Item trajectory must not be empty.")
-        if nbytes > MAX_ITEM_BYTES:
-            raise InvalidArgument(f"an item shows {nbytes} bytes; at most {MAX_ITEM_BYTES} can be: cut it up")
-        fit = self._layouts.find(table, tuple(heads), is_one_step=max(lengths) == 1)
-        fit.check(table, lengths)
+        place = positions.setdefault
+        columns = tuple(
+            [
+                tuple([(place(key, len(positions)), offset, count, index) for key, offset, count, index in slices])
+                for slices, _ in view.columns
+            ]
+        )
+        held = self._chunks
+        try:
+            chunks = [held[key] for key in positions]
+        except KeyError as error:
+            raise missing_chunk(error.args[0]) from None
+        squeezed = tuple([squeeze for _, squeeze in view.columns])
+        shown = self._recipes.find(table, columns, squeezed, tuple([chunk.tensors for chunk in chunks]))
         rows = np.array([chunk.row for chunk in chunks], np.int64)
-        item = EncodedItem(rows, columns, bytes(view.trajectory), nbytes)
-        return IncomingItem(table, view.key, view.priority, fit, item, _span([chunk.episode for chunk in chunks]))
+        item = EncodedItem(rows, shown.columns, bytes(view.trajectory), shown.nbytes)
+        return IncomingItem(table, view.key, view.priority, shown.fit, item, _span([chunk.episode for chunk in chunks]))
 
 
 def _tensors(view: ChunkView) -> tuple[Tensor, ...]:
-    tensors = []
-    for index, head in enumerate(view.tensors):
-        kind = kind_of(head.dtype, head.shape[1:])
-        width = np.asarray(decode_chunk_tensor(view.raw, index)).dtype.itemsize if kind.is_string_array else 0
-        tensors.append(Tensor(kind, head.shape[0], kind.row_bytes or len(view.raw) // max(head.shape[0], 1), width))
-    return tuple(tensors)
+    fixed = _fixed_tensors(view.tensors) if len(view.tensors) <= _MAX_REMEMBERED_HEADS else None
+    if fixed is not None:
+        return fixed
+    kinds = [kind_of(head.dtype, head.shape[1:]) for head in view.tensors]
+    return tuple([_tensor(view, index, kind) for index, kind in enumerate(kinds)])
+
+
+@lru_cache(maxsize=1024)
+def _fixed_tensors(heads: tuple[TensorHead, ...]) -> tuple[Tensor, ...] | None:
+    """Return tensors whose rows are all of one size: nothing but their heads matters."""
+    kinds = [kind_of(head.dtype, head.shape[1:]) for head in heads]
+    if not all([kind.row_bytes for kind in kinds]):
+        return None
+    return tuple([Tensor(kind, head.shape[0], kind.row_bytes, 0) for kind, head in zip(kinds, heads, strict=True)])
+
+
+def _tensor(view: ChunkView, index: int, kind: Kind) -> Tensor:
+    rows = view.tensors[index].shape[0]
+    width = np.asarray(decode_chunk_tensor(view.raw, index)).dtype.itemsize if kind.is_string_array else 0
+    return Tensor(kind, rows, kind.row_bytes or len(view.raw) // max(rows, 1), width)
 
 
 def _span(episodes: Sequence[int]) -> tuple[int, int]:

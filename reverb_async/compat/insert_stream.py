@@ -45,7 +45,7 @@ class InsertStream:
     def __init__(self, service: DeepMindService, stream: BytesStream) -> None:
         self._service = service
         self._stream = stream
-        self._chunks = HeldChunks(service.encoded, service.layouts, service.episodes.stream())
+        self._chunks = HeldChunks(service.encoded, service.recipes, service.episodes.stream())
         self._tables: dict[Table, TableInserts] = {}
         self._confirmed: list[int] = []
         self._sender: asyncio.Task[None] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reverb_async.compat.limits import MAX_KEYS, MAX_SINGLE_UPDATES
 from reverb_async.compat.messages import MutateRequest
@@ -20,7 +21,6 @@ from reverb_async.compat.scanning import (
     expect,
     fields,
     text,
-    unpack_varints,
 )
 from reverb_async.errors import InvalidArgument
 
@@ -29,6 +29,8 @@ _PRIORITY = 1 + 8  # bytes of the field, as those of the key's are 2 to 11
 _SHORTEST, _LONGEST = 2, 11 + _PRIORITY
 _RUN = 4096
 _WORTHWHILE = 8
+_PLACES = np.arange(10)
+_SHIFTS: NDArray[np.uint64] = (7 * _PLACES).astype(np.uint64)
 
 
 def read_mutate_request(message: Received) -> MutateRequest:
@@ -74,8 +76,43 @@ def _read_run(data: Data, at: int, keys: array[int], priorities: array[float]) -
         The position behind them, and whether it was worth trying: that depends on how many were looked at in vain.
     """
     begin = at
+    raw = np.frombuffer(data, np.uint8)
+    places, at = _find_starts(raw, at)
+    if len(places) < _WORTHWHILE:
+        return begin, False
+    digits = raw.take(places[:, None] + np.arange(3, 13), mode="clip")
+    key_sizes = (digits < 0x80).argmax(axis=1) + 1
+    tags = places + 3 + key_sizes
+    rest = places + 2 + raw[places + 1] - tags
+    prioritized = (rest == _PRIORITY) & (raw.take(tags, mode="clip") == 0x11)
+    last = digits[np.arange(len(places)), key_sizes - 1]
+    sound = (raw[places + 2] == 0x08) & (last < 0x80) & (prioritized | (rest == 0)) & ((key_sizes < 10) | (last < 2))
+    count = len(places) if sound.all() else int(sound.argmin())
+    if 2 * count < len(places):
+        return begin, False
+    bits = np.where(key_sizes[:count, None] > _PLACES, digits[:count] & 0x7F, 0).astype(np.uint64) << _SHIFTS
+    keys.frombytes(np.bitwise_or.reduce(bits, axis=1).tobytes())
+    found = np.zeros((count, 8), np.uint8)
+    found[prioritized[:count]] = raw[tags[:count][prioritized[:count], None] + np.arange(1, 9)]
+    priorities.frombytes(found.tobytes())
+    return int(places[count]) if count < len(places) else at, True
+
+
+def _find_starts(raw: NDArray[np.uint8], at: int) -> tuple[NDArray[np.intp], int]:
+    """Return where neighbouring updates of usual sizes begin, and the position behind the last of them."""
+    window = raw[at : at + _RUN * (2 + _LONGEST)]
+    places = np.flatnonzero((window[:-2] == _TAG) & (window[2:] == 0x08))
+    ends = places + 2 + window[places + 1]
+    # The same bytes may stand within keys and priorities; hardly so if each place is where the update before ends.
+    if len(places) and not places[0] and bool((places[1:] == ends[:-1]).all()):
+        sizes = window[places + 1]
+        if sizes.min() >= _SHORTEST and sizes.max() <= _LONGEST:
+            if ends[-1] > len(window):
+                places = places[:-1]
+            return places + at, at + int(ends[len(places) - 1]) if len(places) else at
     starts: list[int] = []
-    end = len(data)
+    end = len(raw)
+    data = raw.data
     while at < end - 1 and data[at] == _TAG and len(starts) < _RUN:
         size = data[at + 1]
         if not _SHORTEST <= size <= _LONGEST:
@@ -84,26 +121,7 @@ def _read_run(data: Data, at: int, keys: array[int], priorities: array[float]) -
         at += 2 + size
     if at > end:
         at = starts.pop()
-    if len(starts) < _WORTHWHILE:
-        return begin, False
-    raw = np.frombuffer(data, np.uint8)
-    places = np.array(starts)
-    digits = raw.take(places[:, None] + np.arange(3, 13), mode="clip")
-    key_sizes = (digits < 0x80).argmax(axis=1) + 1
-    tags = places + 3 + key_sizes
-    rest = places + 2 + raw[places + 1] - tags
-    prioritized = (rest == _PRIORITY) & (raw.take(tags, mode="clip") == 0x11)
-    last = digits[np.arange(len(starts)), key_sizes - 1]
-    sound = (raw[places + 2] == 0x08) & (last < 0x80) & (prioritized | (rest == 0)) & ((key_sizes < 10) | (last < 2))
-    count = len(starts) if sound.all() else int(sound.argmin())
-    if 2 * count < len(starts):
-        return begin, False
-    packed = digits[:count][np.arange(10) < key_sizes[:count, None]]
-    keys.frombytes(unpack_varints(packed.data, 0, len(packed), "KeyWithPriority.key", limit=count).tobytes())
-    found = np.zeros((count, 8), np.uint8)
-    found[prioritized[:count]] = raw[tags[:count][prioritized[:count], None] + np.arange(1, 9)]
-    priorities.frombytes(found.tobytes())
-    return starts[count] if count < len(starts) else at, True
+    return np.array(starts, np.intp), at
 
 
 def _read_update(data: Data, start: int, stop: int) -> tuple[int, float]:

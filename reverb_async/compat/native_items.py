@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +26,7 @@ _Key = tuple[Table, int, int]
 """Table, slot, and the slot's version, which tells an item from its predecessors there."""
 
 
-@dataclass(frozen=True, slots=True)
-class FlatItem:
+class FlatItem(NamedTuple):
     """An item as DeepMind's clients read it.
 
     Attributes:

@@ -16,6 +16,7 @@ from reverb_async.compat.episodes import EpisodeBook
 from reverb_async.compat.insert_stream import InsertStream
 from reverb_async.compat.message import Message
 from reverb_async.compat.native_items import NativeItems
+from reverb_async.compat.recipes import Recipes
 from reverb_async.compat.sample_stream import SampleStream
 from reverb_async.compat.scanning import Data
 from reverb_async.compat.signatures import signature_bytes
@@ -45,7 +46,7 @@ class DeepMindService:
         self.replay = replay
         self.encoded = replay.encoded
         self.encoded.decode = decode_chunk_tensor
-        self.layouts = ColumnLayouts(self.encoded)
+        self.recipes = Recipes(ColumnLayouts(self.encoded))
         self.episodes = EpisodeBook()
         self.native_items = NativeItems()
         # Clients keep signatures until it changes.

@@ -22,19 +22,26 @@ def _pattern(layout: bytes) -> re.Pattern[bytes]:
     return re.compile(layout.replace(b"<n>", rb"[\x80-\xff]{0,9}[\x00-\x7f]").replace(b" ", b""), re.DOTALL)
 
 
+_TENSOR_FIELDS = rb"\x0a(<n>) (\x08[\x01-\x7f] \x12[\x00-\x7f] (?:\x12[\x00-\x7f](?:\x08<n>)?){1,9}) \x22(<n>)"
 _CHUNK = _pattern(
-    rb"\x08(<n>) \x12([\x00-\x7f]) ((?:\x08(<n>))? (?:\x10(<n>))? (?:\x18(<n>))?) (?:\x20([\x00\x01]))? \x2a(<n>)"
+    rb"\x08(<n>) (\x12[\x00-\x7f] (?:\x08<n>)? (?:\x10<n>)? (?:\x18<n>)?) (?:\x20([\x00\x01]))? \x2a(<n>)"
+    + _TENSOR_FIELDS
 )
-_TENSOR = _pattern(rb"\x0a(<n>) (\x08[\x01-\x7f] \x12[\x00-\x7f] (?:\x12[\x00-\x7f](?:\x08<n>)?){1,9}) \x22(<n>)")
+_STEPS = _pattern(rb"\x12([\x00-\x7f]) ((?:\x08(<n>))? (?:\x10(<n>))? (?:\x18(<n>))?)")
+_TENSOR = _pattern(_TENSOR_FIELDS)
 _CHUNK_END = _pattern(rb"(?:\x30<n>)? (?:\x38<n>)?")
 _ITEM = _pattern(rb"\x08(<n>) \x12([\x00-\x7f])")
 _ITEM_END = _pattern(rb"(?:\x29(.{8}))? (?:\x30(<n>))? (?:\x3a([\x00-\x7f])((?:\x08<n>)?(?:\x10<n>)?))? \x42(<n>)")
 _SLICE = _pattern(rb"\x0a([\x00-\x7f]) (\x08(<n>) (?:\x10(<n>))? (?:\x18(<n>))? (?:\x20(<n>))?)")
 
+_COLUMN = _pattern(
+    rb"\x0a([\x00-\x7f]) \x0a([\x00-\x7f]) (\x08(<n>) (?:\x10(<n>))? (?:\x18(<n>))? (?:\x20(<n>))?) (\x10\x01)?"
+)
 _SQUEEZE = b"\x10\x01"
 _MAX_COLUMN_BYTES = 1 << 16
 
 _heads: dict[bytes, TensorHead] = {}
+_steps: dict[bytes, tuple[int, int, int]] = {}
 _names: dict[bytes, str] = {}
 
 
@@ -47,37 +54,48 @@ def match_chunk(data: memoryview, start: int, stop: int) -> ChunkView | None:
     match = _CHUNK.match(data, start, stop)
     if match is None:
         return None
-    key, steps_size, steps, episode_id, first, last, delta, size = match.groups()
-    at = match.end()
-    data_stop = at + numbers[size]
-    if len(steps) != steps_size[0] or data_stop > stop or (numbers[first] | numbers[last]) >> 31:
+    key, steps, delta, size, tensor_size, head, content_size = match.groups()
+    known_steps = _steps.get(steps)
+    if known_steps is None:
+        known_steps = _read_steps(steps)
+        if known_steps is None:
+            return None
+    at = match.start(5)
+    data_stop = at - 1 + numbers[size]
+    if data_stop > stop:
         return None
     heads: list[TensorHead] = []
-    while at < data_stop:
-        match = _TENSOR.match(data, at, data_stop)
-        if match is None:
-            return None
-        tensor_size, head, content_size = match.groups()
-        at = match.start(2) + numbers[tensor_size]
-        if at != match.end() + numbers[content_size] or head[3] != len(head) - 4:
+    while True:
+        end = match.end()
+        at = end - len(content_size) - 1 - len(head) + numbers[tensor_size]
+        if at != end + numbers[content_size] or head[3] != len(head) - 4:
             return None
         known = _heads.get(head)
         if known is None:
-            known = _remember(_heads, head, read_head(data, *match.span(2)))
-        if len(heads) == MAX_COLUMNS:
-            return None
+            known = _remember(_heads, head, read_head(head, 0, len(head)))
         heads.append(known)
+        if at >= data_stop:
+            break
+        match = _TENSOR.match(data, at, data_stop)
+        if match is None or len(heads) == MAX_COLUMNS:
+            return None
+        tensor_size, head, content_size = match.groups()
     if at != data_stop or _CHUNK_END.fullmatch(data, at, stop) is None:
         return None
-    return ChunkView(
-        numbers[key],
-        numbers[episode_id],
-        numbers[first],
-        numbers[last],
-        data[start:stop],
-        tuple(heads),
-        delta == b"\x01",
-    )
+    episode_id, first, last = known_steps
+    return ChunkView(numbers[key], episode_id, first, last, data[start:stop], tuple(heads), delta == b"\x01")
+
+
+def _read_steps(raw: bytes) -> tuple[int, int, int] | None:
+    """Return what a `SequenceRange` says, tag and length in front of it; None if it is none as usual."""
+    match = _STEPS.fullmatch(raw)
+    if match is None:
+        return None
+    size, steps, episode_id, first, last = match.groups()
+    if len(steps) != size[0] or (numbers[first] | numbers[last]) >> 31:
+        return None
+    known: tuple[int, int, int] = _remember(_steps, raw, (numbers[episode_id], numbers[first], numbers[last]))
+    return known
 
 
 def match_item(data: memoryview, start: int, stop: int) -> ItemView | None:
@@ -101,7 +119,7 @@ def match_item(data: memoryview, start: int, stop: int) -> ItemView | None:
         return None
     if begin + numbers[size] != stop or numbers[times_sampled] >> 31:
         return None
-    columns = _match_columns(data, begin, stop)
+    columns = _match_single_slices(data, begin, stop) or _match_columns(data, begin, stop)
     if columns is None:
         return None
     name = bytes(data[at:name_stop])
@@ -116,6 +134,22 @@ def match_item(data: memoryview, start: int, stop: int) -> ItemView | None:
         data[begin:stop],
         columns,
     )
+
+
+def _match_single_slices(data: memoryview, at: int, stop: int) -> list[ColumnView] | None:
+    """Return the columns of a short trajectory if each shows one slice: so do all of items of one step."""
+    columns: list[ColumnView] = []
+    if stop - at > _MAX_COLUMN_BYTES:
+        return None
+    for size, slice_size, fields, key, offset, length, index, squeeze in _COLUMN.findall(data, at, stop):
+        shown = numbers[key], numbers[offset], numbers[length], numbers[index]
+        nbytes = len(fields)
+        more = 2 + nbytes + len(squeeze)
+        if slice_size[0] != nbytes or size[0] != more or (shown[1] | shown[2] | shown[3]) >> 31:
+            return None
+        columns.append(ColumnView([shown], squeeze != b""))
+        at += 2 + more
+    return columns if at == stop and len(columns) <= MAX_COLUMNS else None  # otherwise there is something between
 
 
 def _match_columns(data: memoryview, at: int, stop: int) -> list[ColumnView] | None:

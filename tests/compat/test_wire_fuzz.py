@@ -191,6 +191,16 @@ def test_updates_are_the_same_read_one_by_one_or_in_runs(updates, data):
     assert read[2] == np.array([priority for _, priority in updates]).tobytes()
 
 
+def test_updates_whose_keys_and_priorities_look_like_updates_are_read():
+    key = 0x12 | 0x0A << 7 | 0x08 << 14  # as a varint: bytes that hold a tag, a size, and a key's tag
+    lookalike = np.frombuffer(bytes([0x12, 20, 0x08, 1, 0x12, 20, 0x08, 1])).item()
+    keys = np.array([key, 5, 2**64 - 1, key] * 20, np.uint64)
+    for priorities in (np.full(80, lookalike), np.arange(80.0)):
+        read = read_mutate_request(write_mutate_request("t", keys, priorities, keys[:0]))
+        assert read.keys.tolist() == keys.tolist()
+        assert read.priorities.tolist() == priorities.tolist()
+
+
 @given(st.integers(-(2**63), 2**64 - 1))
 def test_numbers_are_read_as_the_field_s_type_has_it(value):
     unsigned = value % 2**64

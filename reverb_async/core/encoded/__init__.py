@@ -2,7 +2,7 @@
 
 from reverb_async.core.encoded.items import EncodedItems
 from reverb_async.core.encoded.layout import EncodedLayout
-from reverb_async.core.encoded.records import EncodedItem
+from reverb_async.core.encoded.records import Columns, EncodedItem
 from reverb_async.core.encoded.tensor_cache import DamagedChunks
 
-__all__ = ["DamagedChunks", "EncodedItem", "EncodedItems", "EncodedLayout"]
+__all__ = ["Columns", "DamagedChunks", "EncodedItem", "EncodedItems", "EncodedLayout"]

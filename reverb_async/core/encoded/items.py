@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from reverb_async.core.dtypes import BYTES
 from reverb_async.core.encoded.layout import CHUNK, KEY, ORDINAL, EncodedLayout
-from reverb_async.core.encoded.records import EncodedItem, read_trajectories, split, write_record
+from reverb_async.core.encoded.records import EncodedItem, read_trajectories, write_records
 from reverb_async.core.encoded.tensor_cache import TENSOR_BITS, DamagedChunks, Decode, TensorCache
 from reverb_async.core.item import ItemBlock, ItemLayout
 from reverb_async.core.nest import Structure
-from reverb_async.core.runs import Rows, Runs, join
+from reverb_async.core.runs import Rows, Runs
 from reverb_async.core.slots import Slots
 from reverb_async.core.spec import ArraySpec
 from reverb_async.core.storage import RowCursor, RowStore, Storage
@@ -127,37 +127,34 @@ class EncodedItems:
             InvalidArgument: a chunk has too many tensors.
             ResourceExhausted: there is no room; nothing was stored.
         """
-        for item in items:
-            highest = max([part[3] for slices in item.columns for part in slices])
+        for columns in {id(item.columns): item.columns for item in items}.values():
+            highest = max([part[3] for slices in columns for part in slices])
             if highest >= 1 << TENSOR_BITS:
                 raise InvalidArgument(f"a chunk has at most {1 << TENSOR_BITS} tensors, an item shows tensor {highest}")
-        written = [write_record(item) for item in items]
+        records, chunks = write_records(items)
         rows = self._records.take(len(items))
-        _put(self.stores[0], rows, [record for record, _ in written])
-        views = (Runs.of_rows(rows), join([chunks for _, chunks in written]))
+        _put(self.stores[0], rows, records)
         nbytes = np.array([item.nbytes for item in items], np.int64)
-        return ItemBlock(layout, keys, priorities, views, nbytes, episodes)
+        return ItemBlock(layout, keys, priorities, (Runs.of_rows(rows), chunks), nbytes, episodes)
 
     def drop_records(self, block: ItemBlock) -> None:
         """Let go of the records of a block; those of items that were inserted stay."""
         self.stores[0].unpin(block.views[0].rows())
 
     def answers(self, layout: ItemLayout, records: Runs, chunks: Runs) -> list[Answer]:
-        """Return copies of items as they came, chunks in any order. In a thread while the rows are pinned.
+        """Return items as they came, chunks in any order: where they are stored, valid while the rows are held.
 
         Args:
             layout: theirs.
             records: their rows in the first store, as `Slots.runs` returns them.
             chunks: their rows in the second store.
         """
-        trajectories = read_trajectories(self.stores[0].gather_variable(0, records.rows()))
-        distinct, places = np.unique(chunks.rows(), return_inverse=True)
-        messages = split(self.stores[1].gather_variable(CHUNK, distinct))
+        trajectories = read_trajectories(self.stores[0].views(0, records.rows()))
+        messages = self.stores[1].views(CHUNK, chunks.rows())
         answers = []
         start = 0
-        at = places.tolist()
         for trajectory, count in zip(trajectories, chunks.length.tolist(), strict=True):
-            answers.append((trajectory, [messages[place] for place in at[start : start + count]]))
+            answers.append((trajectory, messages[start : start + count]))
             start += count
         return answers
 

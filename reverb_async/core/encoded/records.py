@@ -6,17 +6,24 @@ of slices of each column, and per slice (position among the item's chunks, offse
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from struct import Struct
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reverb_async.core.runs import Rows
+from reverb_async.core.runs import Rows, Runs, join
 from reverb_async.core.variable import VariableRows
 
+Columns = tuple[tuple[tuple[int, int, int, int], ...], ...]
+
 _SLICE = np.arange(4)
+_SIZE = Struct("i")
+_MAX_REMEMBERED_COLUMNS = 64
 
 
 @dataclass(slots=True)
@@ -26,13 +33,13 @@ class EncodedItem:
     Attributes:
         chunks: distinct rows of the chunk store, in any order.
         columns: per column its slices, one at least: position in `chunks`, first row, number of rows, and which of the
-            chunk's tensors.
+            chunk's tensors; the same as of other items, mostly.
         trajectory: kept verbatim for readers of the same protocol.
         nbytes: decoded bytes of what the item shows.
     """
 
     chunks: Rows
-    columns: Sequence[Sequence[tuple[int, int, int, int]]]
+    columns: Columns
     trajectory: bytes
     nbytes: int
 
@@ -56,24 +63,47 @@ class Slices:
     counts: NDArray[np.int64]
 
 
+def write_records(items: Sequence[EncodedItem]) -> tuple[list[bytes], Runs]:
+    """Return the items' records, and their chunks in ascending order."""
+    counts = np.array([len(item.chunks) for item in items], np.int64)
+    rows = np.concatenate([item.chunks for item in items])
+    ends = np.cumsum(counts)
+    steps = rows[1:] - rows[:-1]
+    steps[ends[:-1] - 1] = 1  # from one item to the next
+    if bool((steps == 1).all()):  # as it is as long as nobody else stores chunks
+        return [_record(item.columns, item.trajectory) for item in items], Runs(rows[ends - counts], counts)
+    written = [write_record(item) for item in items]
+    return [record for record, _ in written], join([chunks for _, chunks in written])
+
+
 def write_record(item: EncodedItem) -> tuple[bytes, Rows]:
     """Return an item's record, and its chunks in ascending order."""
     chunks, columns = item.chunks, item.columns
-    words = array("i", [len(item.trajectory), *map(len, columns)])
-    if len(chunks) == 1 or bool((chunks[1:] > chunks[:-1]).all()):
-        for slices in columns:
-            for part in slices:
-                words.extend(part)
-    else:
+    if len(chunks) > 1 and not bool((chunks[1:] > chunks[:-1]).all()):
         order = np.argsort(chunks)
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))
         places = rank.tolist()
-        for slices in columns:
-            for position, offset, length, tensor in slices:
-                words.extend((places[position], offset, length, tensor))
+        columns = tuple([tuple([(places[part[0]], *part[1:]) for part in slices]) for slices in columns])
         chunks = chunks[order]
-    return b"".join((words.tobytes(), item.trajectory, bytes(-len(item.trajectory) % 4))), chunks
+    return _record(columns, item.trajectory), chunks
+
+
+def _record(columns: Columns, trajectory: bytes) -> bytes:
+    size = len(trajectory)
+    words = _remembered_words(columns) if len(columns) <= _MAX_REMEMBERED_COLUMNS else _words(columns)
+    return b"".join((_SIZE.pack(size), words, trajectory, bytes(-size % 4)))
+
+
+def _words(columns: Columns) -> bytes:
+    words = array("i", map(len, columns))
+    for slices in columns:
+        for part in slices:
+            words.extend(part)
+    return words.tobytes()
+
+
+_remembered_words = lru_cache(maxsize=1024)(_words)
 
 
 def read_slices(records: VariableRows, num_columns: int) -> Slices:
@@ -89,20 +119,17 @@ def read_slices(records: VariableRows, num_columns: int) -> Slices:
     return Slices(position, offset, length, tensor, counts)
 
 
-def read_trajectories(records: VariableRows) -> list[memoryview]:
-    """Return the trajectories in records."""
-    ends = records.offsets
-    sizes = records.data.view(np.int32)[ends[:-1] >> 2].astype(np.int64)
-    stops = ends[1:] - (-sizes % 4)
-    return _cut(records, stops - sizes, stops)
+def read_trajectories(records: Sequence[memoryview]) -> list[memoryview]:
+    """Return the trajectories in records, as views."""
+    trajectories = []
+    for record in records:
+        (size,) = _SIZE.unpack_from(record)
+        stop = len(record) - -size % 4
+        trajectories.append(record[stop - size : stop])
+    return trajectories
 
 
 def split(rows: VariableRows) -> list[memoryview]:
     """Return the bytes of each row, as views."""
-    ends = rows.offsets
-    return _cut(rows, ends[:-1], ends[1:])
-
-
-def _cut(rows: VariableRows, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> list[memoryview]:
-    data = rows.data.data
-    return [data[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
+    data, ends = rows.data.data, rows.offsets.tolist()
+    return [data[start:stop] for start, stop in itertools.pairwise(ends)]

@@ -102,23 +102,27 @@ class BlobStore:
 
         Safe in a thread while somebody holds their counts.
         """
-        n = len(handles)
-        sizes = np.empty(n, np.int64)
-        shapes = np.empty((n, rank), np.int32)
-        pieces: list[memoryview] = [_NOTHING] * n
-        for store, members, rows in self._located(handles):
-            room = store.columns[_BYTES]
-            flat = room.reshape(-1).data
-            lengths = store.columns[_SIZE][rows]
-            sizes[members] = lengths
-            if rank:
+        pieces = self.views(handles)
+        sizes = np.fromiter(map(len, pieces), np.int64, len(pieces))
+        shapes = np.empty((len(pieces), rank), np.int32)
+        if rank:
+            for store, members, rows in self._located(handles):
                 shapes[members] = store.columns[_SHAPE][rows, :rank]
-            starts = (rows * room.shape[1]).tolist()
-            for member, start, size in zip(members.tolist(), starts, lengths.tolist(), strict=True):
-                pieces[member] = flat[start : start + size]
         data: NDArray[np.uint8] = aligned_empty((int(sizes.sum()),), np.dtype(np.uint8)).view(np.uint8)
         data[:] = np.frombuffer(bytearray().join(pieces), np.uint8)
         return VariableRows(data, sizes, shapes)
+
+    def views(self, handles: Handles) -> list[memoryview]:
+        """Return the bytes of blobs where they lie, in the order of `handles`; valid while somebody holds them."""
+        pieces: list[memoryview] = [_NOTHING] * len(handles)
+        for store, members, rows in self._located(handles):
+            room = store.columns[_BYTES]
+            flat = room.reshape(-1).data
+            starts = rows * room.shape[1]
+            stops = starts + store.columns[_SIZE][rows]
+            for member, start, stop in zip(members.tolist(), starts.tolist(), stops.tolist(), strict=True):
+                pieces[member] = flat[start:stop]
+        return pieces
 
     def retain(self, handles: Handles) -> None:
         """Add a count to each blob; a handle that stands there twice counts twice."""

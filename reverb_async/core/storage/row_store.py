@@ -34,6 +34,9 @@ class Blobs(Protocol):
     def get(self, handles: Handles, rank: int) -> VariableRows:
         """Copy rows out."""
 
+    def views(self, handles: Handles) -> list[memoryview]:
+        """Return the bytes of each where they lie."""
+
     def release(self, handles: Handles) -> None:
         """Take a count from each."""
 
@@ -276,6 +279,12 @@ class RowStore:
         assert self._blobs is not None
         handles: Handles = self.columns[column][as_run(rows) or rows]  # type: ignore[assignment]  # variable: uint64
         return self._blobs.get(handles, len(self.specs[column].shape))
+
+    def views(self, column: int, rows: Rows) -> list[memoryview]:
+        """Return the bytes of `rows` of a variable column where they lie; valid while the caller holds the rows."""
+        assert self._blobs is not None
+        handles: Handles = self.columns[column][as_run(rows) or rows]  # type: ignore[assignment]  # variable: uint64
+        return self._blobs.views(handles)
 
     def bytes_of(self, rows: Rows) -> NDArray[np.int64]:
         """Return the bytes of the values in each row, those of variable columns included; int64 ``[n]``."""

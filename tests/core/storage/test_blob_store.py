@@ -61,6 +61,13 @@ def test_arrays_keep_their_shapes(shapes: list[tuple[int, int, int]]) -> None:
     assert back.data.flags.writeable
 
 
+def test_views_show_what_copies_hold() -> None:
+    store = BlobStore(reserve_bytes=1 << 22)
+    values = [b"", b"a" * 64, b"b" * 1000, b"c" * 65, b"a" * 64]
+    handles = put(store, *values)[[4, 2, 0, 3, 1, 2]]
+    assert [bytes(view) for view in store.views(handles)] == get(store, handles)
+
+
 def test_a_blob_lives_as_long_as_somebody_counts_it() -> None:
     store = BlobStore(reserve_bytes=1 << 22)
     handles = put(store, b"one", b"x" * 500)
