@@ -30,7 +30,7 @@ _SHORTEST, _LONGEST = 2, 11 + _PRIORITY
 _RUN = 4096
 _WORTHWHILE = 8
 _PLACES = np.arange(10)
-_SHIFTS = np.arange(0, 70, 7, np.uint64)
+_SHIFTS = np.arange(0, 70, 7).astype(np.uint64)
 
 
 def read_mutate_request(message: Received) -> MutateRequest:
