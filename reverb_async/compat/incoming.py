@@ -10,27 +10,30 @@ from typing import NamedTuple
 
 import numpy as np
 from grpclib.const import Status
+from numpy.typing import NDArray
 
-from reverb_async.compat.columns import Fit, Kind, kind_of
+from reverb_async.compat.columns import Fit, kind_of
 from reverb_async.compat.episodes import EpisodeNumbers
 from reverb_async.compat.recipes import Recipes, Tensor
 from reverb_async.compat.statuses import CallRefused, missing_chunk
-from reverb_async.compat.tensors import TensorHead, decode_chunk_tensor
+from reverb_async.compat.tensors import TensorHead, string_widths
 from reverb_async.compat.wire_format import ChunkView, ItemView
 from reverb_async.core.encoded import EncodedItem, EncodedItems
 from reverb_async.core.runs import Rows
 from reverb_async.errors import ResourceExhausted
 from reverb_async.table import Table
 
-MAX_CHUNKS = 1 << 20
+MAX_CHUNKS = 1 << 18
 MAX_CHUNK_BYTES = 4 << 30
 """What one stream may keep that no item has to show: chunks, and their encoded bytes."""
 
 _STEP_BYTES = 4 << 20
-_STEP_CHUNKS = 4096
+_STEP_TENSORS = 8192
 """After so much was stored, others have a turn of the loop."""
 
 _DROPPED_AT_ONCE = 16_384
+_WIDTHS_INLINE_BYTES = 16 << 10
+"""Longer chunks with strings are looked through in a thread."""
 _MAX_REMEMBERED_HEADS = 64
 
 
@@ -89,26 +92,30 @@ class HeldChunks:
             InvalidArgument: a tensor is of a kind that cannot be kept; perhaps others are stored.
             ResourceExhausted: the stream keeps too much, or the store is full.
         """
-        start, nbytes = 0, 0
+        start, nbytes, tensors = 0, 0, 0
         for at, view in enumerate(views):
-            if nbytes and (nbytes + len(view.raw) > _STEP_BYTES or at - start >= _STEP_CHUNKS):
-                self._store(views[start:at], nbytes)
-                start, nbytes = at, 0
+            if nbytes and (nbytes + len(view.raw) > _STEP_BYTES or tensors + len(view.tensors) > _STEP_TENSORS):
+                await self._store(views[start:at], nbytes)
+                start, nbytes, tensors = at, 0, 0
                 await asyncio.sleep(0)
             nbytes += len(view.raw)
+            tensors += 1 + len(view.tensors)
         if nbytes:
-            self._store(views[start:], nbytes)
+            await self._store(views[start:], nbytes)
 
-    def _store(self, views: Sequence[ChunkView], nbytes: int) -> None:
+    async def _store(self, views: Sequence[ChunkView], nbytes: int) -> None:
         count = len(self._chunks) + len(self._arrived) + len(views)
         if count > MAX_CHUNKS or self._nbytes + nbytes > MAX_CHUNK_BYTES:
             raise ResourceExhausted(
                 f"the stream keeps more than {MAX_CHUNKS} chunks or {MAX_CHUNK_BYTES} bytes of them: "
                 f"create items, whose keep_chunk_keys drop what is not needed any more"
             )
-        tensors = [_tensors(view) for view in views]
+        tensors = await _tensors(views)
         keys = np.array([view.key for view in views], np.uint64)
-        rows = self._encoded.add_chunks([view.raw for view in views], keys)
+        if nbytes > _STEP_BYTES:  # a long one, alone
+            rows = await self._add_long(views[0].raw, keys)
+        else:
+            rows = self._encoded.add_chunks([view.raw for view in views], keys)
         number = self._episodes.number
         self._arrived.extend(
             Chunk(row, len(view.raw), number(view.episode_id), known)
@@ -116,12 +123,25 @@ class HeldChunks:
         )
         self._nbytes += nbytes
 
-    def hold(self, views: Sequence[ChunkView]) -> None:
+    async def _add_long(self, chunk: memoryview, key: NDArray[np.uint64]) -> Rows:
+        row = self._encoded.make_room(len(chunk), key)
+        try:
+            for start in range(0, len(chunk), _STEP_BYTES):
+                self._encoded.fill(row, start, chunk[start : start + _STEP_BYTES])
+                await asyncio.sleep(0)
+        except BaseException:
+            self._encoded.drop(row)
+            raise
+        return row
+
+    async def hold(self, views: Sequence[ChunkView]) -> None:
         """Let items show the next chunks that were stored; of several with one key the first counts."""
-        for view in views:
+        for number, view in enumerate(views, 1):
             chunk = self._arrived.popleft()
             if self._chunks.setdefault(view.key, chunk) is not chunk:
                 self._dropped.append(chunk)
+            if number % _DROPPED_AT_ONCE == 0:
+                await asyncio.sleep(0)
 
     def forget(self) -> None:
         """Drop what was stored and is not held."""
@@ -133,9 +153,10 @@ class HeldChunks:
         """Let items show no other chunks any more.
 
         Raises:
-            CallRefused: some of `keys` are not here; the others were dropped nevertheless.
+            CallRefused: some of `keys` are not here; the stream cannot go on.
         """
-        self._dropped += [self._chunks.pop(key) for key in self._chunks.keys() - set(keys)]
+        if len(keys) <= len(self._chunks):  # if there are more, some are missing: no need to look at a million
+            self._dropped += [self._chunks.pop(key) for key in self._chunks.keys() - set(keys)]
         if len(self._chunks) != len(keys):
             raise CallRefused(
                 Status.FAILED_PRECONDITION,
@@ -146,24 +167,22 @@ class HeldChunks:
     def release(self) -> None:
         """Let go of the chunks that were dropped, now that the items which show them hold them."""
         if self._dropped:
-            self._let_go(self._dropped)
-            self._dropped = []
+            dropped, self._dropped = self._dropped, []
+            self._let_go_in_slices(dropped)
 
     def close(self) -> None:
-        """Drop all chunks, in slices when there are many."""
-        chunks = [*self._chunks.values(), *self._arrived, *self._dropped]
+        """Drop all chunks."""
+        self._let_go_in_slices([*self._chunks.values(), *self._arrived, *self._dropped])
         self._chunks.clear()
         self._arrived.clear()
-        self._dropped.clear()
+        self._dropped = []
 
-        def next_slice() -> None:
-            if chunks:
-                self._let_go(chunks[-_DROPPED_AT_ONCE:])
-                del chunks[-_DROPPED_AT_ONCE:]
-            if chunks:
-                asyncio.get_running_loop().call_soon(next_slice)
-
-        next_slice()
+    def _let_go_in_slices(self, chunks: list[Chunk]) -> None:
+        if chunks:
+            self._let_go(chunks[-_DROPPED_AT_ONCE:])
+            del chunks[-_DROPPED_AT_ONCE:]
+        if chunks:
+            asyncio.get_running_loop().call_soon(self._let_go_in_slices, chunks)
 
     def _let_go(self, chunks: Sequence[Chunk]) -> None:
         self._nbytes -= sum([chunk.nbytes for chunk in chunks])
@@ -197,12 +216,31 @@ class HeldChunks:
         return IncomingItem(table, view.key, view.priority, shown.fit, item, _span([chunk.episode for chunk in chunks]))
 
 
-def _tensors(view: ChunkView) -> tuple[Tensor, ...]:
-    fixed = _fixed_tensors(view.tensors) if len(view.tensors) <= _MAX_REMEMBERED_HEADS else None
-    if fixed is not None:
-        return fixed
-    kinds = [kind_of(head.dtype, head.shape[1:]) for head in view.tensors]
-    return tuple([_tensor(view, index, kind) for index, kind in enumerate(kinds)])
+async def _tensors(views: Sequence[ChunkView]) -> list[tuple[Tensor, ...]]:
+    """Return what is in each chunk; finds out in a thread how long strings are if there are many."""
+    known = [_fixed_tensors(view.tensors) if len(view.tensors) <= _MAX_REMEMBERED_HEADS else None for view in views]
+    others = [view.raw for view, tensors in zip(views, known, strict=True) if tensors is None]
+    if sum(map(len, others)) > _WIDTHS_INLINE_BYTES:
+        found = await asyncio.get_running_loop().run_in_executor(None, _widths, others)
+    else:
+        found = _widths(others)
+    widths = iter(found)
+    return [
+        _varying_tensors(view, next(widths)) if tensors is None else tensors
+        for view, tensors in zip(views, known, strict=True)
+    ]
+
+
+def _widths(chunks: Sequence[memoryview]) -> list[list[int]]:
+    return [string_widths(chunk) for chunk in chunks]
+
+
+def _varying_tensors(view: ChunkView, widths: Sequence[int]) -> tuple[Tensor, ...]:
+    tensors = []
+    for head, width in zip(view.tensors, widths, strict=True):
+        kind, rows = kind_of(head.dtype, head.shape[1:]), head.shape[0]
+        tensors.append(Tensor(kind, rows, kind.row_bytes or len(view.raw) // max(rows, 1), width))
+    return tuple(tensors)
 
 
 @lru_cache(maxsize=1024)
@@ -212,12 +250,6 @@ def _fixed_tensors(heads: tuple[TensorHead, ...]) -> tuple[Tensor, ...] | None:
     if not all([kind.row_bytes for kind in kinds]):
         return None
     return tuple([Tensor(kind, head.shape[0], kind.row_bytes, 0) for kind, head in zip(kinds, heads, strict=True)])
-
-
-def _tensor(view: ChunkView, index: int, kind: Kind) -> Tensor:
-    rows = view.tensors[index].shape[0]
-    width = np.asarray(decode_chunk_tensor(view.raw, index)).dtype.itemsize if kind.is_string_array else 0
-    return Tensor(kind, rows, kind.row_bytes or len(view.raw) // max(rows, 1), width)
 
 
 def _span(episodes: Sequence[int]) -> tuple[int, int]:

@@ -21,14 +21,18 @@ if TYPE_CHECKING:
     from reverb_async.compat.bytes_stream import BytesStream
     from reverb_async.compat.service import DeepMindService
 
-MAX_INLINE_BYTES = 1 << 20
-"""Longer messages are read in a thread: they may have any number of parts."""
+MAX_INLINE_BYTES = 128 << 10
+"""Longer messages are read in a thread: they may have any number of parts. After so much others have a turn."""
 
 MAX_TOGETHER = 64
+MAX_TOGETHER_BYTES = 1 << 20
 """Short messages that are worked off in one go."""
 
-MAX_BLOCK_ITEMS = 1024
-"""After so many items of one message others have a turn of the loop."""
+MAX_STEP_PARTS = 8192
+"""After so many slices of items others have a turn of the loop."""
+
+_ITEM_PARTS = 8
+"""An item takes as long as so many slices."""
 
 MAX_UNCONFIRMED = 4096
 """A stream is read no further while its client does not take so many confirmations."""
@@ -103,7 +107,7 @@ class InsertStream:
             return []
         bodies, nbytes = [body], len(body)
         most = min([MAX_TOGETHER, *(inserts.room for inserts in self._tables.values())])
-        while self._stream.has_message and len(bodies) < most and nbytes <= MAX_INLINE_BYTES:
+        while self._stream.has_message and len(bodies) < most and nbytes <= MAX_TOGETHER_BYTES:
             body = await self._stream.receive()
             assert body is not None
             bodies.append(body)
@@ -113,7 +117,7 @@ class InsertStream:
     async def _work_off(self, bodies: Sequence[Data]) -> None:
         """Do what messages ask for, in their order; what can be done for all of them in one go is."""
         try:
-            requests = [await _read(body) for body in bodies]
+            requests = await _read_all(bodies)
             await self._chunks.store([view for request in requests for view in request.chunks])
         except ReplayError:
             if len(bodies) == 1:
@@ -122,16 +126,18 @@ class InsertStream:
             for body in bodies:  # Something is wrong with one of them: find out which, so that those before it count.
                 await self._work_off([body])
             return
-        ready = _Ready(self._insert)
+        ready, parts = _Ready(self._insert), 0
         try:
             for request in requests:
-                self._chunks.hold(request.chunks)
-                for number, view in enumerate(request.items, 1):
+                await self._chunks.hold(request.chunks)
+                for view in request.items:
                     table = self._service.replay.table(view.table)
                     item = self._chunks.take(table, view)
                     _check(item)
                     ready.add(item)
-                    if number % MAX_BLOCK_ITEMS == 0:
+                    parts += _ITEM_PARTS + sum([len(column.slices) for column in view.columns])
+                    if parts >= MAX_STEP_PARTS:
+                        parts = 0
                         ready.flush()
                         await self._send_confirmations()
                         await asyncio.sleep(0)
@@ -221,6 +227,17 @@ class _Ready:
         if self._items:
             items, self._items = self._items, []
             self._insert(items)
+
+
+async def _read_all(bodies: Sequence[Data]) -> list[InsertRequest]:
+    requests, nbytes = [], 0
+    for body in bodies:
+        if nbytes > MAX_INLINE_BYTES:
+            nbytes = 0
+            await asyncio.sleep(0)
+        requests.append(await _read(body))
+        nbytes += len(body)
+    return requests
 
 
 async def _read(body: Data) -> InsertRequest:

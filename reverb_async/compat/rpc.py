@@ -19,11 +19,14 @@ from reverb_async.wire.open_streams import OpenStreams
 SERVICE = "deepmind.reverb.ReverbService"
 
 MESSAGE_LIMITS = {
-    SERVICE: 1 << 20,
+    SERVICE: 64 << 10,
     f"/{SERVICE}/InsertStream": 512 << 20,
     f"/{SERVICE}/MutatePriorities": 64 << 20,
 }
-"""The longest messages, by service and method. Clients cut a request once it exceeds 40 MiB, but never a chunk."""
+"""The longest messages, by service and method. Clients cut a request once it exceeds 40 MiB, but never a chunk.
+
+Others have little more than a table's name, and are read where they arrive.
+"""
 
 
 class DeepMindHandlers:

@@ -30,10 +30,11 @@ from reverb_async.replay import Replay
 from reverb_async.table import Table
 
 MAX_ADOPTED_ITEMS = 65_536
-"""Items that wait although their streams have ended; the end of further streams waits for their items."""
+MAX_ADOPTED_BYTES = 256 << 20
+"""Items, and what they show, that wait although their streams have ended; further streams do not end before theirs."""
 
-MAX_INLINE_BYTES = 1 << 20
-"""Longer requests are read in a thread."""
+MAX_INLINE_BYTES = 32 << 10
+"""Longer requests are read in a thread: hostile ones take much longer than others of their size."""
 
 MAX_STEP_KEYS = 65_536
 """Longer lists of keys are worked off in parts, between which others have their turn."""
@@ -69,9 +70,10 @@ class DeepMindService:
 
     async def adopt(self, waiting: Sequence[TableInserts]) -> None:
         """Look after items that wait although their stream ends; holds the caller up when there are too many."""
-        count = sum(inserts.count for inserts in (*waiting, *self._adopted))
+        everyone = (*waiting, *self._adopted)
+        count, nbytes = sum(inserts.count for inserts in everyone), sum(inserts.nbytes for inserts in everyone)
         for inserts in waiting:
-            if count > MAX_ADOPTED_ITEMS:
+            if count > MAX_ADOPTED_ITEMS or nbytes > MAX_ADOPTED_BYTES:
                 await inserts.finish()
                 continue
             self._adopted.add(inserts)
@@ -85,7 +87,7 @@ class DeepMindService:
             request = read_mutate_request(body)
         table = self.replay.table(request.table)
         deletes = request.deletes
-        keys, priorities = _to_be_set(table, request)
+        keys, priorities = await to_be_set(table, request)
         for start in range(0, len(deletes), MAX_STEP_KEYS):
             table.mutate(keys[:0], priorities[:0], deletes[start : start + MAX_STEP_KEYS])
             if start:
@@ -127,7 +129,7 @@ def _encoded_signature(table: Table) -> bytes | None:
         return None
 
 
-def _to_be_set(table: Table, request: MutateRequest) -> tuple[NDArray[np.uint64], NDArray[np.float64]]:
+async def to_be_set(table: Table, request: MutateRequest) -> tuple[NDArray[np.uint64], NDArray[np.float64]]:
     """Return keys and priorities to set: all, or, if some are wrong, those of items that stay when others are deleted.
 
     Raises:
@@ -137,7 +139,10 @@ def _to_be_set(table: Table, request: MutateRequest) -> tuple[NDArray[np.uint64]
     try:
         table.state.check_priorities(priorities)
     except InvalidArgument:
-        stays = (table.state.find(keys) >= 0) & ~np.isin(keys, request.deletes)
+        stays = ~await asyncio.get_running_loop().run_in_executor(None, np.isin, keys, request.deletes)
+        for start in range(0, len(keys), MAX_STEP_KEYS):
+            stays[start : start + MAX_STEP_KEYS] &= table.state.find(keys[start : start + MAX_STEP_KEYS]) >= 0
+            await asyncio.sleep(0)
         keys, priorities = keys[stays], priorities[stays]
         check_priorities(table, priorities)
     return keys, priorities

@@ -28,6 +28,7 @@ class TableInserts:
 
     Attributes:
         count: how many wait.
+        nbytes: what they show.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class TableInserts:
         failed: Callable[[ReplayError], None],
     ) -> None:
         self.count = 0
-        self._nbytes = 0
+        self.nbytes = 0
         self._limit = max(1, min(table.state.max_size // 10, 1000))
         self._table = table
         self._encoded = encoded
@@ -54,7 +55,7 @@ class TableInserts:
         A tenth of the table, as with DeepMind's server, but a few small ones in any case: others may be for other
         tables.
         """
-        few = MIN_WAITING_ITEMS if self._nbytes < MIN_WAITING_BYTES else 0
+        few = MIN_WAITING_ITEMS if self.nbytes < MIN_WAITING_BYTES else 0
         return max(self._limit, few) - self.count
 
     def insert(self, block: ItemBlock) -> None:
@@ -84,7 +85,7 @@ class TableInserts:
             return
         block.layout.stores[1].pin(block.views[1].rows())  # the stream may drop them meanwhile
         self._waiting.append((insertion, block))
-        self._nbytes += int(block.nbytes.sum())
+        self.nbytes += int(block.nbytes.sum())
         if self._task is None:
             self._task = asyncio.create_task(self._wait())
 
@@ -106,7 +107,7 @@ class TableInserts:
     def _let_go(self) -> None:
         insertion, block = self._waiting.popleft()
         block.layout.stores[1].unpin(block.views[1].rows())
-        self._nbytes -= int(block.nbytes.sum())
+        self.nbytes -= int(block.nbytes.sum())
         self._drop(insertion, block)
 
     def _drop(self, insertion: RowInsertion, block: ItemBlock) -> None:

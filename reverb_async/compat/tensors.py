@@ -7,6 +7,7 @@ never compressed. What is read may be hostile: nothing is allocated before head,
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -43,6 +44,9 @@ NAMES = {
 NUMBERS = {name: number for number, name in NAMES.items()}
 
 MAX_RANK = 32
+MAX_STRINGS = 1 << 20
+"""Strings per tensor: each costs far more than its one byte in a message."""
+
 MAX_STRINGS_BYTES = 64 << 20
 """Strings of rank 2 and above become arrays of one width for all elements, which must not exceed this many bytes."""
 
@@ -50,6 +54,7 @@ _ITEM_SIZES = {
     **{1: 4, 2: 8, 3: 4, 4: 1, 5: 2, 6: 1, 8: 8, 9: 8, 10: 1, 14: 2, 17: 2, 18: 16, 19: 2, 22: 4, 23: 8, 24: 1, 25: 1}
 }
 _MAX_ELEMENTS = 1 << 48
+_WORTH_REMEMBERING = 16
 _MAX_EXPANSION = 22
 """A Snappy block holds at most this many times its size: 3 bytes copy 64."""
 
@@ -129,9 +134,46 @@ def decode_chunk_tensor(chunk: Received, index: int) -> NDArray[Any] | list[byte
         InvalidArgument: the chunk has no such tensor, or is damaged.
     """
     data = as_data(chunk)
+    places, delta = _remembered_tensors(chunk, data)
+    if not 0 <= index < len(places):
+        raise InvalidArgument(f"tensor {index} of a chunk that has {len(places)}")
+    return _decode(data, *places[index], delta)
+
+
+def string_widths(chunk: Received) -> list[int]:
+    """Return the bytes per string of each tensor of a serialized `ChunkData` that is an array of strings; else 0.
+
+    Raises:
+        InvalidArgument: the chunk is damaged, or strings are too long to be an array of one width.
+    """
+    data = as_data(chunk)
+    widths = []
+    for start, stop in _tensors(data)[0]:
+        head = read_head(data, start, stop)
+        _check_strings(head)
+        is_array = head.dtype == DT_STRING and len(head.shape) > 1
+        widths.append(np.asarray(_decode(data, start, stop, False)).dtype.itemsize if is_array else 0)
+    return widths
+
+
+_last: tuple[Any, tuple[list[tuple[int, int]], bool]] = (lambda: None, ([], False))
+"""The chunk read last, weakly, and what `_tensors` returned of it: readers want all tensors, one after the other."""
+
+
+def _remembered_tensors(chunk: Received, data: Data) -> tuple[list[tuple[int, int]], bool]:
+    global _last
+    last, found = _last
+    if last() is not chunk:
+        found = _tensors(data)
+        if isinstance(chunk, memoryview) and len(found[0]) > _WORTH_REMEMBERING:
+            _last = weakref.ref(chunk), found
+    return found
+
+
+def _tensors(data: Data) -> tuple[list[tuple[int, int]], bool]:
+    """Return where each tensor of a `ChunkData` lies, and whether they are delta encoded."""
     delta = False
-    found: tuple[int, int] | None = None
-    count = 0
+    places: list[tuple[int, int]] = []
     for number, wire_type, value, stop in fields(data, 0, len(data), "ChunkData"):
         if number == 4:
             expect(wire_type, VARINT, "ChunkData.delta_encoded", stop)
@@ -141,17 +183,14 @@ def decode_chunk_tensor(chunk: Received, index: int) -> NDArray[Any] | list[byte
             for inner, inner_type, begin, end in fields(data, value, stop, "ChunkData.Data"):
                 if inner == 1:
                     expect(inner_type, LENGTH, "ChunkData.Data.tensors", end)
-                    if count == index:
-                        found = begin, end
-                    count += 1
-    if found is None:
-        raise InvalidArgument(f"tensor {index} of a chunk that has {count}")
-    return _decode(data, *found, delta)
+                    places.append((begin, end))
+    return places, delta
 
 
 def _decode(data: Data, start: int, stop: int, delta: bool) -> NDArray[Any] | list[bytes]:
     head, content, strings = _scan(data, start, stop)
     if head.dtype == DT_STRING:
+        _check_strings(head)
         if content is not None:
             strings = _split_strings(data, *content, math.prod(head.shape))
         if len(strings) != math.prod(head.shape):
@@ -190,6 +229,11 @@ def encode_tensor(values: NDArray[Any] | Sequence[bytes], *, delta: bool = False
         values[1:] -= rows[:-1]
     raw = values.reshape(-1).view(np.uint8)
     return _join_head(number, values.shape, cramjam.snappy.compress_raw(raw.data) if len(raw) else b"\0")
+
+
+def _check_strings(head: TensorHead) -> None:
+    if head.dtype == DT_STRING and math.prod(head.shape) > MAX_STRINGS:
+        raise InvalidArgument(f"TensorProto: more than {MAX_STRINGS} strings, of the shape {head.shape}")
 
 
 def _is_delta_encoded(values: NDArray[Any]) -> bool:

@@ -83,14 +83,42 @@ class EncodedItems:
             InvalidArgument: a chunk has more than 1 GiB; nothing was stored.
             ResourceExhausted: there is no room; nothing was stored.
         """
-        store, count = self.stores[1], len(chunks)
-        rows = self._cursors[1].take(count)
-        _put(store, rows, chunks)
+        rows = self._cursors[1].take(len(chunks))
+        _put(self.stores[1], rows, chunks)
+        self._mark(rows, keys)
+        return rows
+
+    def make_room(self, nbytes: int, key: NDArray[np.uint64]) -> Rows:
+        """Store a long chunk that `fill` gets the bytes of; return its row, with a pin, to be given to `drop`.
+
+        Args:
+            nbytes: the chunk's.
+            key: uint64 ``[1]``.
+
+        Raises:
+            InvalidArgument: it has more than 1 GiB.
+            ResourceExhausted: there is no room.
+        """
+        row = self._cursors[1].take(1)
+        try:
+            self.stores[1].make_room(CHUNK, row, nbytes)
+        except (InvalidArgument, ResourceExhausted):
+            self.stores[1].unpin(row)
+            raise
+        self._mark(row, key)
+        return row
+
+    def fill(self, row: Rows, start: int, part: memoryview) -> None:
+        """Write a part of the chunk in `row`, from its byte `start` on."""
+        (room,) = self.stores[1].views(CHUNK, row)
+        room[start : start + len(part)] = part
+
+    def _mark(self, rows: Rows, keys: NDArray[np.uint64]) -> None:
+        store, count = self.stores[1], len(rows)
         ordinals = np.arange(self._next_ordinal, self._next_ordinal + count, dtype=np.uint64)
         self._next_ordinal += count
         store.write(KEY, rows, keys)
         store.write(ORDINAL, rows, ordinals)
-        return rows
 
     def drop(self, rows: Rows) -> None:
         """Take a pin from each chunk; those that no item shows are gone."""

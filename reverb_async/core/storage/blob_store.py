@@ -85,6 +85,22 @@ class BlobStore:
             handles[members] = _handles(size_class, taken)
         return handles
 
+    def make_room(self, nbytes: int) -> Handles:
+        """Return the handle, ``[1]``, of a blob of that size, with one count; whoever calls fills it through `views`.
+
+        Raises:
+            InvalidArgument: it has more than 1 GiB.
+            ResourceExhausted: there is no room.
+        """
+        if nbytes > MAX_BLOB_BYTES:
+            raise InvalidArgument(f"a row of variable size has at most {MAX_BLOB_BYTES} bytes, got {nbytes}")
+        ((size_class, _, taken),) = self._take(np.searchsorted(CLASS_BYTES, [nbytes]))
+        store = self._pools[size_class][0]
+        store.write(_SIZE, taken, np.array([nbytes], np.int32))
+        store.retain(taken)
+        store.unpin(taken)
+        return _handles(size_class, taken)
+
     def _take(self, classes: NDArray[np.intp]) -> list[tuple[int, NDArray[np.intp], Rows]]:
         """Lease a row for each blob; return (class, positions of its blobs, their rows). All of them or none."""
         parts: list[tuple[int, NDArray[np.intp], Rows]] = []

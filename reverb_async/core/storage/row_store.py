@@ -31,6 +31,9 @@ class Blobs(Protocol):
     def put(self, rows: VariableRows) -> Handles:
         """Store rows; each has one count."""
 
+    def make_room(self, nbytes: int) -> Handles:
+        """Store one row of bytes whose content the caller writes."""
+
     def get(self, handles: Handles, rank: int) -> VariableRows:
         """Copy rows out."""
 
@@ -175,6 +178,18 @@ class RowStore:
         else:
             assert values.shape == (len(rows), *target.shape[1:])
             target[at] = values
+
+    def make_room(self, column: int, row: Rows, nbytes: int) -> None:
+        """Give a leased row bytes of a variable column, to be written through `views` before anybody reads them.
+
+        Raises:
+            InvalidArgument: they are more than 1 GiB.
+            ResourceExhausted: there is no room; nothing was written.
+        """
+        assert self._blobs is not None
+        handles = self._blobs.make_room(nbytes)
+        self._drop_blobs(column, row)
+        self.columns[column][row] = handles
 
     def write_all(self, rows: Rows, values: Sequence[NDArray[np.generic]]) -> None:
         """Fill all columns of rows the caller leased, none of them variable; see `write`."""
