@@ -139,10 +139,18 @@ async def to_be_set(table: Table, request: MutateRequest) -> tuple[NDArray[np.ui
     try:
         table.state.check_priorities(priorities)
     except InvalidArgument:
-        stays = ~await asyncio.get_running_loop().run_in_executor(None, np.isin, keys, request.deletes)
-        for start in range(0, len(keys), MAX_STEP_KEYS):
-            stays[start : start + MAX_STEP_KEYS] &= table.state.find(keys[start : start + MAX_STEP_KEYS]) >= 0
-            await asyncio.sleep(0)
+        known, deletes = await _known(table, keys), request.deletes
+        keys, priorities, deletes = keys[known], priorities[known], deletes[await _known(table, deletes)]
+        stays = ~await asyncio.get_running_loop().run_in_executor(None, np.isin, keys, deletes)
         keys, priorities = keys[stays], priorities[stays]
         check_priorities(table, priorities)
     return keys, priorities
+
+
+async def _known(table: Table, keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Return which of `keys` the table has, looked up in parts, between which others have their turn."""
+    known = np.empty(len(keys), np.bool_)
+    for start in range(0, len(keys), MAX_STEP_KEYS):
+        known[start : start + MAX_STEP_KEYS] = table.state.find(keys[start : start + MAX_STEP_KEYS]) >= 0
+        await asyncio.sleep(0)
+    return known

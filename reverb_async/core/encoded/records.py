@@ -23,7 +23,8 @@ Columns = tuple[tuple[tuple[int, int, int, int], ...], ...]
 
 _SLICE = np.arange(4)
 _SIZE = Struct("i")
-_MAX_REMEMBERED_COLUMNS = 64
+_MAX_REMEMBERED_BYTES = 2048
+"""Of trajectories, which grow with the columns and slices that are remembered: hostile items have thousands."""
 
 
 @dataclass(slots=True)
@@ -91,7 +92,7 @@ def write_record(item: EncodedItem) -> tuple[bytes, Rows]:
 
 def _record(columns: Columns, trajectory: bytes) -> bytes:
     size = len(trajectory)
-    words = _remembered_words(columns) if len(columns) <= _MAX_REMEMBERED_COLUMNS else _words(columns)
+    words = _remembered_words(columns) if size <= _MAX_REMEMBERED_BYTES else _words(columns)
     return b"".join((_SIZE.pack(size), words, trajectory, bytes(-size % 4)))
 
 
