@@ -221,6 +221,16 @@ def test_negative_offsets_take_ten_bytes_and_are_read_as_such():
     assert read[1][0][5] == [[[[1, -1, -(2**31), -3]], False]]
 
 
+def test_chunks_of_which_any_byte_is_changed_are_read_or_refused_both_ways():
+    tensor = b"\x08\x01\x12\x04\x12\x02\x08\x05\x22\x03abc"
+    other = b"\x08\x03\x12\x08\x12\x02\x08\x05\x12\x02\x08\x04\x22\x02de"
+    message = write_insert_request([write_chunk(1, 2, (3, 4), [tensor, other, tensor])], [], uint64([]))
+    assert comparable(read_insert_request(message).chunks[0].tensors) == [[1, [5]], [3, [5, 4]], [1, [5]]]
+    for at in range(len(message)):
+        for byte in (message[at] ^ 1, message[at] ^ 0x80, (message[at] + 1) % 256, 0, 255):
+            both_ways(read_insert_request, message[:at] + bytes([byte]) + message[at + 1 :])
+
+
 LONG_KEYS = st.integers(2**56, 2**64 - 1)
 COLUMNS = st.lists(
     st.tuples(
