@@ -196,23 +196,14 @@ class HeldChunks:
             InvalidArgument: it can never enter `table`.
             CallRefused: it shows a chunk that is not here.
         """
-        positions: dict[int, int] = {}
-        place = positions.setdefault
-        columns = tuple(
-            [
-                tuple([(place(key, len(positions)), offset, count, index) for key, offset, count, index in slices])
-                for slices, _ in view.columns
-            ]
-        )
         held = self._chunks
         try:
-            chunks = [held[key] for key in positions]
+            chunks = [held[key] for key in view.chunk_keys]
         except KeyError as error:
             raise missing_chunk(error.args[0]) from None
-        squeezed = tuple([squeeze for _, squeeze in view.columns])
-        shown = self._recipes.find(table, columns, squeezed, tuple([chunk.tensors for chunk in chunks]))
+        shown = self._recipes.find(table, view.shape, tuple([chunk.tensors for chunk in chunks]))
         rows = np.array([chunk.row for chunk in chunks], np.int64)
-        item = EncodedItem(rows, shown.columns, bytes(view.trajectory), shown.nbytes)
+        item = EncodedItem(rows, shown.columns, view.trajectory, shown.nbytes)
         return IncomingItem(table, view.key, view.priority, shown.fit, item, _span([chunk.episode for chunk in chunks]))
 
 

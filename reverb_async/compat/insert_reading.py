@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reverb_async.compat.limits import MAX_COLUMNS, MAX_KEYS, MAX_SLICES, PartCounter
-from reverb_async.compat.messages import ChunkView, ColumnView, InsertRequest, ItemView, Slice
+from reverb_async.compat.messages import ChunkView, ColumnView, InsertRequest, ItemView, Slice, shape_of
 from reverb_async.compat.scanning import (
     FIXED64,
     LENGTH,
@@ -23,7 +23,7 @@ from reverb_async.errors import InvalidArgument
 
 
 def read_insert_request(message: Received) -> InsertRequest:
-    """Read an `InsertStreamRequest`; the raw parts of what is returned are views of `message`.
+    """Read an `InsertStreamRequest`; chunks are views of `message`.
 
     Raises:
         InvalidArgument: it is malformed, or has too many parts.
@@ -97,7 +97,7 @@ def read_item(data: memoryview, start: int, stop: int, parts: PartCounter) -> It
     """
     usual = match_item(data, start, stop)
     if usual is not None:
-        parts.add(1 + sum([len(column.slices) or 1 for column in usual.columns]))
+        parts.add(1 + usual.shape.num_slices)
         return usual
     key, table, priority, times_sampled = 0, "", 0.0, 0
     trajectory: tuple[int, int] | None = None
@@ -121,7 +121,8 @@ def read_item(data: memoryview, start: int, stop: int, parts: PartCounter) -> It
             trajectory = value, end
     parts.add(1)
     begin, end = trajectory or (stop, stop)
-    return ItemView(key, table, priority, times_sampled, data[begin:end], _read_columns(data, begin, end, parts))
+    shape, chunk_keys = shape_of(_read_columns(data, begin, end, parts))
+    return ItemView(key, table, priority, times_sampled, bytes(data[begin:end]), shape, chunk_keys)
 
 
 def _read_columns(data: memoryview, start: int, stop: int, parts: PartCounter) -> list[ColumnView]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from reverb_async.compat.columns import ColumnHead, ColumnLayouts, Fit, Kind
+from reverb_async.compat.messages import Shape
 from reverb_async.core.encoded import Columns
 from reverb_async.errors import InvalidArgument
 from reverb_async.table import Table
@@ -54,25 +55,22 @@ class Recipes:
         self._layouts = layouts
         self._known: dict[object, Recipe] = {}
 
-    def find(
-        self, table: Table, columns: Columns, squeezed: tuple[bool, ...], chunks: tuple[tuple[Tensor, ...], ...]
-    ) -> Recipe:
+    def find(self, table: Table, shape: Shape, chunks: tuple[tuple[Tensor, ...], ...]) -> Recipe:
         """Return what an item is, checked.
 
         Args:
             table: where it goes.
-            columns: of each its slices: position of the chunk, first row, number of rows, which of its tensors.
-            squeezed: of each column whether it is one row without a time axis.
+            shape: what it shows of its chunks.
             chunks: the tensors of each chunk.
 
         Raises:
             InvalidArgument: it can never enter `table`.
         """
-        key = (table, columns, squeezed, chunks)
+        key = (table, shape, chunks)
         recipe = self._known.get(key)
         if recipe is None:
-            recipe = self._make(table, columns, squeezed, chunks)
-            parts = sum(map(len, columns)) + sum(map(len, chunks)) + len(columns)
+            recipe = self._make(table, shape.columns, shape.squeezed, chunks)
+            parts = shape.num_slices + sum(map(len, chunks)) + len(shape.columns)
             if parts <= _MAX_REMEMBERED_PARTS:
                 if len(self._known) >= _MAX_REMEMBERED:
                     self._known.clear()

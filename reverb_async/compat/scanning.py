@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
+from operator import getitem
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,8 @@ _VARINTS = re.compile(rb"[\x80-\xff]*[\x00-\x7f]").findall
 
 _SMALL = [bytes([value]) for value in range(0x80)]
 
-_CONTINUED = [sum(0x80 << 7 * place for place in range(size - 1)) for size in range(11)]
-"""What the bits that say "more follows" add up to in a varint of as many bytes."""
+_WORTH = [[(byte & 0x7F) << 7 * place for byte in range(256)] for place in range(10)]
+"""What each byte adds to a varint, by its place."""
 
 
 class _Numbers(dict[bytes | None, int]):
@@ -57,9 +58,7 @@ numbers = _Numbers()
 
 def _value(raw: bytes) -> int:
     if len(raw) <= 10:
-        a, b, c, d, e, f, g, h, i, j = raw.ljust(10, b"\0")
-        value = a + (b << 7) + (c << 14) + (d << 21) + (e << 28) + (f << 35) + (g << 42) + (h << 49) + (i << 56)
-        value += (j << 63) - _CONTINUED[len(raw)]
+        value = sum(map(getitem, _WORTH, raw))
         if value < 1 << 64:
             return value
     raise InvalidArgument(f"the number of the bytes {raw[:11].hex()} is longer than 64 bits")
@@ -120,6 +119,9 @@ def fields(data: Data, position: int, end: int, what: str) -> Iterator[tuple[int
             if position < end and data[position] < 0x80:
                 size = data[position]
                 position += 1
+            elif position + 1 < end and data[position + 1] < 0x80:
+                size = data[position] - 0x80 + (data[position + 1] << 7)
+                position += 2
             else:
                 size, position = read_varint(data, position, end, what)
         elif wire_type == FIXED64:

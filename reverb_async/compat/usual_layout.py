@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from reverb_async.compat.limits import MAX_COLUMNS, MAX_SLICES
-from reverb_async.compat.messages import ChunkView, ColumnView, ItemView, Slice
+from reverb_async.compat.messages import ChunkView, ColumnView, ItemView, Shape, Slice, shape_of
 from reverb_async.compat.scanning import double, numbers, read_varint, text
 from reverb_async.compat.tensors import TensorHead, read_head
 
@@ -43,6 +43,14 @@ _MAX_COLUMN_BYTES = 1 << 16
 _heads: dict[bytes, TensorHead] = {}
 _steps: dict[bytes, tuple[int, int, int]] = {}
 _names: dict[bytes, str] = {}
+
+_LONG_NUMBERS = re.compile(rb"([\x80-\xff]{8,9}[\x00-\x7f])")
+_FIRST_LONG = 1 << 56
+"""Keys from here on, as random ones are, take nine bytes or ten; nothing else in a trajectory does."""
+_MAX_REMEMBERED_BYTES = 1 << 10
+
+_shapes: dict[object, Shape] = {}
+"""By all that a trajectory is but for its keys, and by how long and which of them are equal."""
 
 
 def match_chunk(data: memoryview, start: int, stop: int) -> ChunkView | None:
@@ -80,7 +88,7 @@ def match_chunk(data: memoryview, start: int, stop: int) -> ChunkView | None:
         if match is None or len(heads) == MAX_COLUMNS:
             return None
         tensor_size, head, content_size = match.groups()
-    if at != data_stop or _CHUNK_END.fullmatch(data, at, stop) is None:
+    if at != data_stop or (at != stop and _CHUNK_END.fullmatch(data, at, stop) is None):
         return None
     episode_id, first, last = known_steps
     return ChunkView(numbers[key], episode_id, first, last, data[start:stop], tuple(heads), delta == b"\x01")
@@ -119,8 +127,9 @@ def match_item(data: memoryview, start: int, stop: int) -> ItemView | None:
         return None
     if begin + numbers[size] != stop or numbers[times_sampled] >> 31:
         return None
-    columns = _match_single_slices(data, begin, stop) or _match_columns(data, begin, stop)
-    if columns is None:
+    trajectory = bytes(data[begin:stop])
+    shown = _match_trajectory(data, begin, stop, trajectory)
+    if shown is None:
         return None
     name = bytes(data[at:name_stop])
     table = _names.get(name)
@@ -131,9 +140,37 @@ def match_item(data: memoryview, start: int, stop: int) -> ItemView | None:
         table,
         0.0 if priority is None else double(priority, 0),
         numbers[times_sampled],
-        data[begin:stop],
-        columns,
+        trajectory,
+        *shown,
     )
+
+
+def _match_trajectory(data: memoryview, start: int, stop: int, trajectory: bytes) -> tuple[Shape, list[int]] | None:
+    """Return what a `FlatTrajectory` shows if it is laid out as usual; at once if only its keys are new."""
+    known: object = None
+    raw: list[bytes] = []
+    distinct: dict[bytes, int] = {}
+    if len(trajectory) <= _MAX_REMEMBERED_BYTES:
+        parts = _LONG_NUMBERS.split(trajectory)
+        raw = parts[1::2]
+        for each in raw:
+            distinct.setdefault(each, len(distinct))
+        order = len(distinct) if len(distinct) in (1, len(raw)) else tuple([distinct[each] for each in raw])
+        known = (*parts[::2], *map(len, raw), order)
+        shape = _shapes.get(known)
+        if shape is not None:
+            keys = [numbers[each] for each in distinct]
+            if len(set(keys)) == len(keys):  # There may be several ways to write a number.
+                return shape, keys
+    columns = _match_single_slices(data, start, stop) or _match_columns(data, start, stop)
+    if columns is None:
+        return None
+    shape, keys = shape_of(columns)
+    if keys and min(keys) >= _FIRST_LONG and len(keys) == len(distinct):
+        shown = [part[0] for column in columns for part in column.slices]
+        if shown == [numbers[each] for each in raw]:
+            _remember(_shapes, known, shape)
+    return shape, keys
 
 
 def _match_single_slices(data: memoryview, at: int, stop: int) -> list[ColumnView] | None:
@@ -185,7 +222,7 @@ def _match_slices(data: memoryview, at: int, stop: int) -> list[Slice] | None:
     return slices if at == stop else None  # otherwise there is something between them
 
 
-def _remember(known: dict[bytes, Any], raw: bytes, value: Any) -> Any:
+def _remember(known: dict[Any, Any], raw: object, value: Any) -> Any:
     if len(known) >= _MAX_REMEMBERED:
         known.clear()
     known[raw] = value

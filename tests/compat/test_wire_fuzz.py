@@ -19,6 +19,7 @@ from reverb_async.compat.limits import MAX_COLUMNS, MAX_KEYS, MAX_SINGLE_UPDATES
 from reverb_async.compat.scanning import as_data, fields, int32, int64, padded_varints, unpack_varints, varint
 from reverb_async.compat.wire_format import (
     ColumnView,
+    ItemView,
     read_insert_request,
     read_insert_response,
     read_mutate_request,
@@ -56,6 +57,8 @@ NESTED = st.recursive(
 
 
 def comparable(read):
+    if isinstance(read, ItemView):
+        return [*map(comparable, read[:5]), comparable(read.columns)]
     """Return what was read as values that can be compared, NaN included."""
     if isinstance(read, np.ndarray):
         return read.tobytes()
@@ -87,6 +90,7 @@ def both_ways(reader, data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("reverb_async.compat.mutate_reading._WORTHWHILE", 1)
         assert outcome(reader, data) == slowly
+        assert outcome(reader, data) == slowly  # now that its parts are remembered
     return slowly
 
 
@@ -215,6 +219,58 @@ def test_negative_offsets_take_ten_bytes_and_are_read_as_such():
     item = write_item(1, "t", 1.0, write_trajectory([ColumnView([(1, -1, -(2**31), -3)], False)]))
     read = both_ways(read_insert_request, write_insert_request([], [item], uint64([])))
     assert read[1][0][5] == [[[[1, -1, -(2**31), -3]], False]]
+
+
+def test_chunks_of_which_any_byte_is_changed_are_read_or_refused_both_ways():
+    tensor = b"\x08\x01\x12\x04\x12\x02\x08\x05\x22\x03abc"
+    other = b"\x08\x03\x12\x08\x12\x02\x08\x05\x12\x02\x08\x04\x22\x02de"
+    message = write_insert_request([write_chunk(1, 2, (3, 4), [tensor, other, tensor])], [], uint64([]))
+    assert comparable(read_insert_request(message).chunks[0].tensors) == [[1, [5]], [3, [5, 4]], [1, [5]]]
+    for at in range(len(message)):
+        for byte in (message[at] ^ 1, message[at] ^ 0x80, (message[at] + 1) % 256, 0, 255):
+            both_ways(read_insert_request, message[:at] + bytes([byte]) + message[at + 1 :])
+
+
+LONG_KEYS = st.integers(2**56, 2**64 - 1)
+COLUMNS = st.lists(
+    st.tuples(
+        st.lists(st.tuples(st.integers(0, 3), st.integers(0, 200), st.integers(1, 2)), max_size=3), st.booleans()
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(COLUMNS, st.lists(st.lists(LONG_KEYS, min_size=4, max_size=4), min_size=2, max_size=5), st.data())
+def test_trajectories_that_differ_in_their_keys_alone_are_read_as_any_other(columns, chunks, data):
+    for keys in chunks:
+        views = [ColumnView([(keys[at], *shown, 0) for at, *shown in slices], squeeze) for slices, squeeze in columns]
+        trajectory = bytearray(write_trajectory(views))
+        item = write_item(1, "t", 1.0, bytes(trajectory))
+        assert both_ways(read_insert_request, write_insert_request([], [item], uint64([])))[1][0][5] == comparable(
+            views
+        )
+        if trajectory:
+            trajectory[data.draw(st.integers(0, len(trajectory) - 1))] ^= data.draw(st.sampled_from([1, 0x80, 0xFF]))
+        item = write_item(1, "t", 1.0, bytes(trajectory))
+        both_ways(read_insert_request, write_insert_request([], [item], uint64([])))
+
+
+def slices_of(*keys):
+    """Return a column per key, given as the bytes of its number."""
+    return b"".join(bytes([0x0A, len(key) + 5, 0x0A, len(key) + 3, 0x08]) + key + bytes([0x18, 1]) for key in keys)
+
+
+def test_keys_that_are_written_unusually_are_read_as_any_other():
+    usual, other = varint(2**62 + 1), varint(2**62 + 2)
+    longer = usual[:-1] + bytes([usual[-1] | 0x80, 0])
+    too_long = b"\xff" * 9 + b"\x02"
+    read = []
+    for keys in ((varint(2**63), other), (usual, other), (longer, usual), (other, longer), (too_long, other)):
+        item = write_item(1, "t", 1.0, slices_of(*keys))
+        read.append(both_ways(read_insert_request, write_insert_request([], [item], uint64([]))))
+    assert read[2][1][0][5][0][0] == read[2][1][0][5][1][0], "the same key twice"
+    assert read[4] == "refused"
 
 
 def test_parts_of_one_message_that_came_apart_are_put_together():
