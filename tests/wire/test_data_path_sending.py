@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from grpclib.exceptions import StreamTerminatedError
+from h2.events import DataReceived, ResponseReceived, StreamEnded, TrailersReceived
 from h2.exceptions import ProtocolError, StreamClosedError
 from h2.settings import SettingCodes
 from hyperframe.frame import DataFrame
@@ -30,6 +31,7 @@ async def answered(path):
     stream_id = rig.open()
     stream = rig.handler.streams[stream_id]
     await stream.send_headers(ANSWER)
+    await asyncio.sleep(0)  # Headers wait a turn of the loop for what goes out with them.
     rig.exchange()
     return rig, stream, stream_id
 
@@ -361,6 +363,7 @@ async def test_nothing_overtakes_a_short_message_that_waits_for_the_end_of_the_t
         expected += message(bytes(60_000))
     elif later == "end":
         await first.send_headers([("grpc-status", "0")], end_stream=True)
+        await asyncio.sleep(0)
     elif later == "reset":
         first.reset_nowait()
     else:
@@ -370,3 +373,31 @@ async def test_nothing_overtakes_a_short_message_that_waits_for_the_end_of_the_t
     count = len(writes)
     await settle()
     assert len(writes) == count
+
+
+async def test_headers_a_message_and_the_end_go_out_in_one_write():
+    rig = Rig("fast")
+    stream_id = rig.open()
+    stream = rig.handler.streams[stream_id]
+    written = []
+    rig.transport.write = written.append
+    await stream.send_headers(ANSWER)
+    await stream.send_message(encoded(b"short"))
+    await stream.send_headers([("grpc-status", "0")], end_stream=True)
+    assert not written
+    await asyncio.sleep(0)
+    assert len(written) == 1
+    events = rig.peer.receive_data(b"".join(written))
+    assert [type(event) for event in events] == [ResponseReceived, DataReceived, TrailersReceived, StreamEnded]
+    with pytest.raises(ProtocolError):
+        await stream.send_message(encoded(b"too late"))
+
+
+async def test_headers_too_long_for_one_frame_go_out_in_several():
+    rig, stream, _ = await answered("fast")
+    text = "~" * 40_000
+    await stream.send_headers([("grpc-status", "2"), ("grpc-message", text)], end_stream=True)
+    await asyncio.sleep(0)
+    rig.exchange()
+    (trailers,) = [event for event in rig.events if isinstance(event, TrailersReceived)]
+    assert dict(trailers.headers)["grpc-message"] == text

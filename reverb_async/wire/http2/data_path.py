@@ -15,7 +15,7 @@ import os
 from grpclib.config import Configuration
 from grpclib.utils import Wrapper
 from h2.connection import ConnectionState, H2Connection
-from h2.stream import H2Stream, StreamState
+from h2.stream import H2Stream, StreamInputs, StreamState
 
 from reverb_async.errors import InvalidArgument
 from reverb_async.wire.http2.connection import (
@@ -78,13 +78,17 @@ class FastConnection(Connection):
         self.num_taken = 0
         """Messages that listeners took of what is being received."""
 
-    def write_short(self, frame: bytes) -> None:
-        """Write a short DATA frame; beside other streams, in one piece with what they write in this turn of the loop.
+    def write_short(self, frame: bytes, *, more_follows: bool = False) -> None:
+        """Write a short frame; beside other streams, in one piece with what they write in this turn of the loop.
 
         A system call that wakes a peer costs more than a small message does otherwise, and streams that are answered
-        together ask together.
+        together ask together. So does one whose headers are followed by a message and the end.
+
+        Args:
+            frame: the frame, or several.
+            more_follows: this stream is about to write more: it is not written alone.
         """
-        if len(self._connection.streams) == 1:
+        if not more_follows and not self._held and len(self._connection.streams) == 1:
             self._transport.write(frame)
             return
         if not self._held:
@@ -220,5 +224,14 @@ class FastProtocol(Protocol, asyncio.BufferedProtocol):
         increment = self._h2._inbound_flow_control_window_manager.process_bytes(self._size)
         if increment and not self.connection.is_closing():
             self._transport.write(credit_frame(0, increment))
-        if self._ends_stream:  # An empty frame tells h2.
-            self.data_received(FRAME_HEADER.pack(0, 0, 0, _END_STREAM, self._stream_id))
+        if self._ends_stream:
+            self._end(self._stream_id)
+
+    def _end(self, stream_id: int) -> None:
+        """Take the end of a stream that came with its last DATA frame, as h2 would."""
+        h2_stream = self._h2.streams.get(stream_id)
+        if h2_stream is None or h2_stream.state_machine.state not in _RECEIVING:
+            self.data_received(FRAME_HEADER.pack(0, 0, 0, _END_STREAM, stream_id))
+            return
+        for event in h2_stream.state_machine.process_input(StreamInputs.RECV_END_STREAM):
+            self.processor.process(event)
