@@ -11,7 +11,7 @@ from grpclib.exceptions import StreamTerminatedError
 from h2.events import DataReceived, ResponseReceived, StreamEnded, TrailersReceived
 from h2.exceptions import ProtocolError, StreamClosedError
 from h2.settings import SettingCodes
-from hyperframe.frame import DataFrame
+from hyperframe.frame import DataFrame, WindowUpdateFrame
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from wire_rig import Rig, Transport, message, settings_of
@@ -401,3 +401,18 @@ async def test_headers_too_long_for_one_frame_go_out_in_several():
     rig.exchange()
     (trailers,) = [event for event in rig.events if isinstance(event, TrailersReceived)]
     assert dict(trailers.headers)["grpc-message"] == text
+
+
+@pytest.mark.parametrize("of_stream", [False, True])
+@pytest.mark.parametrize("increment", [1, 1000, (1 << 31) - 1, 0])
+async def test_credit_is_counted_as_h2_counts_it_and_too_much_of_it_answered_as_h2_answers(of_stream, increment):
+    seen = []
+    for path in ("fast", "stock"):
+        rig, _, stream_id = await answered(path)
+        frame = WindowUpdateFrame(stream_id if of_stream else 0)
+        frame.window_increment = increment or 1
+        rig.feed(frame.serialize()[:-4] + increment.to_bytes(4, "big"))
+        h2_stream = rig.h2.streams[stream_id]
+        windows = rig.h2.outbound_flow_control_window, h2_stream.outbound_flow_control_window
+        seen.append((windows, h2_stream.closed, bytes(rig.transport.written), rig.protocol.processor.closed))
+    assert seen[0] == seen[1]

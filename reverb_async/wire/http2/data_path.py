@@ -1,10 +1,11 @@
 """Our own way for DATA frames: from the socket into a message's memory without h2 in between.
 
 h2 and hyperframe copy each frame several times and spend tens of microseconds on it. Here, frames are parsed by this
-module: the payload of plain DATA frames goes to the stream's `MessageBuffer`, everything else to h2, unchanged. h2
-remains the one to know the state of streams, and its flow control windows are the only ones: they are checked and
-counted here as it would do itself. Whatever is not plain (padding, a frame that breaks a rule, streams that are
-closed, reset or unknown) goes to h2 as well, so that it is answered as h2 answers it.
+module: the payload of plain DATA frames goes to the stream's `MessageBuffer`, the credit of WINDOW_UPDATE frames to
+h2's windows, everything else to h2, unchanged. h2 remains the one to know the state of streams, and its flow control
+windows are the only ones: they are checked and counted here as it would do itself. Whatever is not plain (padding, a
+frame that breaks a rule, streams that are closed, reset or unknown) goes to h2 as well, so that it is answered as h2
+answers it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 from grpclib.config import Configuration
 from grpclib.utils import Wrapper
 from h2.connection import ConnectionState, H2Connection
+from h2.events import WindowUpdated
 from h2.stream import H2Stream, StreamInputs, StreamState
 
 from reverb_async.errors import InvalidArgument
@@ -26,8 +28,9 @@ from reverb_async.wire.http2.connection import (
     Protocol,
     StockProtocol,
 )
-from reverb_async.wire.http2.fast_stream import FRAME_HEADER, FastStream, credit_frame
+from reverb_async.wire.http2.fast_stream import FRAME_HEADER, WINDOW_UPDATE, FastStream, credit_frame
 from reverb_async.wire.http2.message_buffer import MessageBuffer
+from reverb_async.wire.http2.window import CONNECTION_WINDOW
 
 DATA_PATH_VARIABLE = "REVERB_ASYNC_DATA_PATH"
 """The environment variable that chooses: ``fast`` (the default) or ``stock``, for which h2 handles every frame."""
@@ -48,6 +51,7 @@ _PREFACE_BYTES = 24
 """What a client sends before its first frame."""
 
 _END_STREAM, _PADDED = 1, 8
+_CREDIT_BYTES = 4
 _OPEN = (ConnectionState.CLIENT_OPEN, ConnectionState.SERVER_OPEN)
 _RECEIVING = (StreamState.OPEN, StreamState.HALF_CLOSED_LOCAL)
 
@@ -178,8 +182,15 @@ class FastProtocol(Protocol, asyncio.BufferedProtocol):
             else:
                 high, low, kind, flags, stream_id = FRAME_HEADER.unpack_from(view, position)
                 size = high << 8 | low
+                stop = position + FRAME_HEADER_BYTES
                 if kind == 0 and self._begin_data(size, flags, stream_id & 0x7FFFFFFF):
-                    position += FRAME_HEADER_BYTES
+                    position = stop
+                elif (
+                    kind == WINDOW_UPDATE
+                    and size == _CREDIT_BYTES <= end - stop
+                    and self._take_credit(stream_id & 0x7FFFFFFF, int.from_bytes(view[stop : stop + size], "big"))
+                ):
+                    position = stop + size
                 else:
                     self._for_h2 = FRAME_HEADER_BYTES + size
 
@@ -212,6 +223,25 @@ class FastProtocol(Protocol, asyncio.BufferedProtocol):
         self._stream_id = stream_id
         self._size = self._left = size
         self._ends_stream = bool(flags & _END_STREAM)
+        return True
+
+    def _take_credit(self, stream_id: int, field: int) -> bool:
+        """Take a WINDOW_UPDATE, as h2 would; False if h2 is to see it itself."""
+        h2_connection, increment = self._h2, field & 0x7FFFFFFF
+        if (
+            not increment
+            or h2_connection.state_machine.state not in _OPEN
+            or h2_connection.incoming_buffer._headers_buffer
+        ):
+            return False
+        h2_stream = h2_connection.streams.get(stream_id)
+        if stream_id and (h2_stream is None or not h2_stream.open):
+            return False
+        credited: H2Connection | H2Stream = h2_stream or h2_connection
+        if credited.outbound_flow_control_window + increment > CONNECTION_WINDOW:
+            return False
+        credited.outbound_flow_control_window += increment
+        self.processor.process(WindowUpdated(stream_id=stream_id, delta=increment))
         return True
 
     def _take(self, nbytes: int) -> None:

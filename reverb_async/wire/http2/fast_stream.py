@@ -31,7 +31,7 @@ MAX_PLAIN_HEADERS = 4 << 10
 
 _HEADERS, _END_STREAM, _END_HEADERS = 1, 1, 4
 _CREDIT = struct.Struct(">HBBBLL")
-_WINDOW_UPDATE = 8
+WINDOW_UPDATE = 8
 _SENDING = (StreamState.OPEN, StreamState.HALF_CLOSED_REMOTE)
 
 Chunk = bytes | memoryview
@@ -42,7 +42,7 @@ _WRITELINES_NEVER_PAUSES = (3, 12) <= sys.version_info < (3, 12, 9) or (3, 13) <
 
 def credit_frame(stream_id: int, increment: int) -> bytes:
     """Return a WINDOW_UPDATE frame."""
-    return _CREDIT.pack(0, 4, _WINDOW_UPDATE, 0, stream_id, increment)
+    return _CREDIT.pack(0, 4, WINDOW_UPDATE, 0, stream_id, increment)
 
 
 class FastStream(Stream):
