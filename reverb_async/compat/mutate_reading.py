@@ -46,7 +46,7 @@ def read_mutate_request(message: Received) -> MutateRequest:
     singles = 0
     at, in_runs = 0, True
     while at < len(data):
-        if in_runs and data[at] == _TAG:
+        if in_runs and data[at] == _TAG and len(data) - at > _WORTHWHILE * _LONGEST:
             at, in_runs = _read_run(data, at, keys, priorities)
             number = 0
         else:

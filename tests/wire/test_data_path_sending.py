@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from grpclib.exceptions import StreamTerminatedError
+from h2.events import DataReceived, ResponseReceived, StreamEnded, TrailersReceived
 from h2.exceptions import ProtocolError, StreamClosedError
 from h2.settings import SettingCodes
-from hyperframe.frame import DataFrame
+from hyperframe.frame import DataFrame, WindowUpdateFrame
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from wire_rig import Rig, Transport, message, settings_of
@@ -30,6 +31,7 @@ async def answered(path):
     stream_id = rig.open()
     stream = rig.handler.streams[stream_id]
     await stream.send_headers(ANSWER)
+    await asyncio.sleep(0)  # Headers wait a turn of the loop for what goes out with them.
     rig.exchange()
     return rig, stream, stream_id
 
@@ -361,6 +363,7 @@ async def test_nothing_overtakes_a_short_message_that_waits_for_the_end_of_the_t
         expected += message(bytes(60_000))
     elif later == "end":
         await first.send_headers([("grpc-status", "0")], end_stream=True)
+        await asyncio.sleep(0)
     elif later == "reset":
         first.reset_nowait()
     else:
@@ -370,3 +373,46 @@ async def test_nothing_overtakes_a_short_message_that_waits_for_the_end_of_the_t
     count = len(writes)
     await settle()
     assert len(writes) == count
+
+
+async def test_headers_a_message_and_the_end_go_out_in_one_write():
+    rig = Rig("fast")
+    stream_id = rig.open()
+    stream = rig.handler.streams[stream_id]
+    written = []
+    rig.transport.write = written.append
+    await stream.send_headers(ANSWER)
+    await stream.send_message(encoded(b"short"))
+    await stream.send_headers([("grpc-status", "0")], end_stream=True)
+    assert not written
+    await asyncio.sleep(0)
+    assert len(written) == 1
+    events = rig.peer.receive_data(b"".join(written))
+    assert [type(event) for event in events] == [ResponseReceived, DataReceived, TrailersReceived, StreamEnded]
+    with pytest.raises(ProtocolError):
+        await stream.send_message(encoded(b"too late"))
+
+
+async def test_headers_too_long_for_one_frame_go_out_in_several():
+    rig, stream, _ = await answered("fast")
+    text = "~" * 40_000
+    await stream.send_headers([("grpc-status", "2"), ("grpc-message", text)], end_stream=True)
+    await asyncio.sleep(0)
+    rig.exchange()
+    (trailers,) = [event for event in rig.events if isinstance(event, TrailersReceived)]
+    assert dict(trailers.headers)["grpc-message"] == text
+
+
+@pytest.mark.parametrize("of_stream", [False, True])
+@pytest.mark.parametrize("increment", [1, 1000, (1 << 31) - 1, 0])
+async def test_credit_is_counted_as_h2_counts_it_and_too_much_of_it_answered_as_h2_answers(of_stream, increment):
+    seen = []
+    for path in ("fast", "stock"):
+        rig, _, stream_id = await answered(path)
+        frame = WindowUpdateFrame(stream_id if of_stream else 0)
+        frame.window_increment = increment or 1
+        rig.feed(frame.serialize()[:-4] + increment.to_bytes(4, "big"))
+        h2_stream = rig.h2.streams[stream_id]
+        windows = rig.h2.outbound_flow_control_window, h2_stream.outbound_flow_control_window
+        seen.append((windows, h2_stream.closed, bytes(rig.transport.written), rig.protocol.processor.closed))
+    assert seen[0] == seen[1]

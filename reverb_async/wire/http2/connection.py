@@ -19,9 +19,10 @@ from h2.events import Event, RequestReceived, StreamReset
 from h2.exceptions import ProtocolError
 from h2.frame_buffer import FrameBuffer
 from h2.settings import SettingCodes, Settings
-from hyperframe.frame import DataFrame, Frame
+from hyperframe.frame import DataFrame, Frame, HeadersFrame
 
 from reverb_async.core.buffer_pool import BufferPool
+from reverb_async.wire.http2.header_blocks import RememberingDecoder, RememberingEncoder
 from reverb_async.wire.http2.stream import Stream
 from reverb_async.wire.http2.window import CONNECTION_WINDOW, INITIAL_WINDOW, WindowBudget
 
@@ -110,8 +111,18 @@ class _Data(DataFrame):
         return "DATA"
 
 
+class _Headers(HeadersFrame):
+    """A HEADERS frame that is cheap to print, as is `_Data`."""
+
+    def __repr__(self) -> str:
+        return "HEADERS"
+
+
+_CHEAP: dict[type[Frame], type[Frame]] = {DataFrame: _Data, HeadersFrame: _Headers}
+
+
 class _Frames(FrameBuffer):
-    """Makes every DATA frame a `_Data`, refuses frames that are too long before they are received, and endless headers.
+    """Makes frames cheap to print, refuses frames that are too long before they are received, and endless headers.
 
     h2 itself would keep the headers of 64 frames, whatever their length.
     """
@@ -125,8 +136,7 @@ class _Frames(FrameBuffer):
             if len(self._data) >= FRAME_HEADER_BYTES:
                 self._validate_frame_length(int.from_bytes(self._data[:3], "big"))
             raise
-        if frame.__class__ is DataFrame:
-            frame.__class__ = _Data
+        frame.__class__ = _CHEAP.get(frame.__class__, frame.__class__)
         return frame
 
 
@@ -135,6 +145,9 @@ def _open_h2(config: H2Configuration, stream_window: int) -> H2Connection:
     h2_connection = H2Connection(config=config)
     h2_connection.incoming_buffer = _Frames(server=not config.client_side)
     h2_connection._frame_dispatch_table[_Data] = h2_connection._receive_data_frame
+    h2_connection._frame_dispatch_table[_Headers] = h2_connection._receive_headers_frame
+    h2_connection.encoder, h2_connection.decoder = RememberingEncoder(), RememberingDecoder()
+    h2_connection.decoder.max_header_list_size = h2_connection.DEFAULT_MAX_HEADER_LIST_SIZE
     # Settings given at once hold from the first frame on; later changes would wait for the peer's acknowledgement.
     h2_connection.local_settings = Settings(
         client=bool(config.client_side),
@@ -319,7 +332,8 @@ class Protocol:
         self.processor.close("Connection lost")
 
     def abort(self) -> None:
-        """Close the connection at once; what was not sent is lost."""
+        """Close the connection at once; what was not sent is lost, as far as the transport does not take it now."""
+        self.connection.write_held()
         self._transport.abort()
 
 

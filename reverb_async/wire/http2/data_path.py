@@ -1,10 +1,11 @@
 """Our own way for DATA frames: from the socket into a message's memory without h2 in between.
 
 h2 and hyperframe copy each frame several times and spend tens of microseconds on it. Here, frames are parsed by this
-module: the payload of plain DATA frames goes to the stream's `MessageBuffer`, everything else to h2, unchanged. h2
-remains the one to know the state of streams, and its flow control windows are the only ones: they are checked and
-counted here as it would do itself. Whatever is not plain (padding, a frame that breaks a rule, streams that are
-closed, reset or unknown) goes to h2 as well, so that it is answered as h2 answers it.
+module: the payload of plain DATA frames goes to the stream's `MessageBuffer`, the credit of WINDOW_UPDATE frames to
+h2's windows, everything else to h2, unchanged. h2 remains the one to know the state of streams, and its flow control
+windows are the only ones: they are checked and counted here as it would do itself. Whatever is not plain (padding, a
+frame that breaks a rule, streams that are closed, reset or unknown) goes to h2 as well, so that it is answered as h2
+answers it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import os
 from grpclib.config import Configuration
 from grpclib.utils import Wrapper
 from h2.connection import ConnectionState, H2Connection
-from h2.stream import H2Stream, StreamState
+from h2.events import WindowUpdated
+from h2.stream import H2Stream, StreamInputs, StreamState
 
 from reverb_async.errors import InvalidArgument
 from reverb_async.wire.http2.connection import (
@@ -26,8 +28,9 @@ from reverb_async.wire.http2.connection import (
     Protocol,
     StockProtocol,
 )
-from reverb_async.wire.http2.fast_stream import FRAME_HEADER, FastStream, credit_frame
+from reverb_async.wire.http2.fast_stream import FRAME_HEADER, WINDOW_UPDATE, FastStream, credit_frame
 from reverb_async.wire.http2.message_buffer import MessageBuffer
+from reverb_async.wire.http2.window import CONNECTION_WINDOW
 
 DATA_PATH_VARIABLE = "REVERB_ASYNC_DATA_PATH"
 """The environment variable that chooses: ``fast`` (the default) or ``stock``, for which h2 handles every frame."""
@@ -48,6 +51,7 @@ _PREFACE_BYTES = 24
 """What a client sends before its first frame."""
 
 _END_STREAM, _PADDED = 1, 8
+_CREDIT_BYTES = 4
 _OPEN = (ConnectionState.CLIENT_OPEN, ConnectionState.SERVER_OPEN)
 _RECEIVING = (StreamState.OPEN, StreamState.HALF_CLOSED_LOCAL)
 
@@ -78,13 +82,17 @@ class FastConnection(Connection):
         self.num_taken = 0
         """Messages that listeners took of what is being received."""
 
-    def write_short(self, frame: bytes) -> None:
-        """Write a short DATA frame; beside other streams, in one piece with what they write in this turn of the loop.
+    def write_short(self, frame: bytes, *, more_follows: bool = False) -> None:
+        """Write a short frame; beside other streams, in one piece with what they write in this turn of the loop.
 
         A system call that wakes a peer costs more than a small message does otherwise, and streams that are answered
-        together ask together.
+        together ask together. So does one whose headers are followed by a message and the end.
+
+        Args:
+            frame: the frame, or several.
+            more_follows: this stream is about to write more: it is not written alone.
         """
-        if len(self._connection.streams) == 1:
+        if not more_follows and not self._held and len(self._connection.streams) == 1:
             self._transport.write(frame)
             return
         if not self._held:
@@ -174,8 +182,15 @@ class FastProtocol(Protocol, asyncio.BufferedProtocol):
             else:
                 high, low, kind, flags, stream_id = FRAME_HEADER.unpack_from(view, position)
                 size = high << 8 | low
+                stop = position + FRAME_HEADER_BYTES
                 if kind == 0 and self._begin_data(size, flags, stream_id & 0x7FFFFFFF):
-                    position += FRAME_HEADER_BYTES
+                    position = stop
+                elif (
+                    kind == WINDOW_UPDATE
+                    and size == _CREDIT_BYTES <= end - stop
+                    and self._take_credit(stream_id & 0x7FFFFFFF, int.from_bytes(view[stop : stop + size], "big"))
+                ):
+                    position = stop + size
                 else:
                     self._for_h2 = FRAME_HEADER_BYTES + size
 
@@ -210,6 +225,25 @@ class FastProtocol(Protocol, asyncio.BufferedProtocol):
         self._ends_stream = bool(flags & _END_STREAM)
         return True
 
+    def _take_credit(self, stream_id: int, field: int) -> bool:
+        """Take a WINDOW_UPDATE, as h2 would; False if h2 is to see it itself."""
+        h2_connection, increment = self._h2, field & 0x7FFFFFFF
+        if (
+            not increment
+            or h2_connection.state_machine.state not in _OPEN
+            or h2_connection.incoming_buffer._headers_buffer
+        ):
+            return False
+        h2_stream = h2_connection.streams.get(stream_id)
+        if stream_id and (h2_stream is None or not h2_stream.open):
+            return False
+        credited: H2Connection | H2Stream = h2_stream or h2_connection
+        if credited.outbound_flow_control_window + increment > CONNECTION_WINDOW:
+            return False
+        credited.outbound_flow_control_window += increment
+        self.processor.process(WindowUpdated(stream_id=stream_id, delta=increment))
+        return True
+
     def _take(self, nbytes: int) -> None:
         """Count what the message buffer got of the current frame."""
         self._left -= nbytes
@@ -220,5 +254,14 @@ class FastProtocol(Protocol, asyncio.BufferedProtocol):
         increment = self._h2._inbound_flow_control_window_manager.process_bytes(self._size)
         if increment and not self.connection.is_closing():
             self._transport.write(credit_frame(0, increment))
-        if self._ends_stream:  # An empty frame tells h2.
-            self.data_received(FRAME_HEADER.pack(0, 0, 0, _END_STREAM, self._stream_id))
+        if self._ends_stream:
+            self._end(self._stream_id)
+
+    def _end(self, stream_id: int) -> None:
+        """Take the end of a stream that came with its last DATA frame, as h2 would."""
+        h2_stream = self._h2.streams.get(stream_id)
+        if h2_stream is None or h2_stream.state_machine.state not in _RECEIVING:
+            self.data_received(FRAME_HEADER.pack(0, 0, 0, _END_STREAM, stream_id))
+            return
+        for event in h2_stream.state_machine.process_input(StreamInputs.RECV_END_STREAM):
+            self.processor.process(event)

@@ -9,12 +9,13 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpclib.protocol
+from h2.connection import ConnectionInputs
 from h2.exceptions import ProtocolError, StreamClosedError
-from h2.stream import StreamState
+from h2.stream import StreamInputs, StreamState
 
 from reverb_async.wire.codec import Body, Encoded
 from reverb_async.wire.http2.message_buffer import MessageBuffer
-from reverb_async.wire.http2.stream import PREFIX_BYTES, Stream, message_prefix
+from reverb_async.wire.http2.stream import PREFIX_BYTES, Headers, Stream, message_prefix
 
 if TYPE_CHECKING:
     from reverb_async.wire.http2.data_path import FastConnection
@@ -25,8 +26,12 @@ FRAME_HEADER = struct.Struct(">HBBBL")
 JOINED_BYTES = 32 << 10
 """Shorter chunks are copied to go out together; longer ones the transport takes where they lie."""
 
+MAX_PLAIN_HEADERS = 4 << 10
+"""Characters of headers; however they are encoded, they need no second frame, which is h2's to make."""
+
+_HEADERS, _END_STREAM, _END_HEADERS = 1, 1, 4
 _CREDIT = struct.Struct(">HBBBLL")
-_WINDOW_UPDATE = 8
+WINDOW_UPDATE = 8
 _SENDING = (StreamState.OPEN, StreamState.HALF_CLOSED_REMOTE)
 
 Chunk = bytes | memoryview
@@ -37,7 +42,7 @@ _WRITELINES_NEVER_PAUSES = (3, 12) <= sys.version_info < (3, 12, 9) or (3, 13) <
 
 def credit_frame(stream_id: int, increment: int) -> bytes:
     """Return a WINDOW_UPDATE frame."""
-    return _CREDIT.pack(0, 4, _WINDOW_UPDATE, 0, stream_id, increment)
+    return _CREDIT.pack(0, 4, WINDOW_UPDATE, 0, stream_id, increment)
 
 
 class FastStream(Stream):
@@ -88,6 +93,35 @@ class FastStream(Stream):
             return b"" if self._body is None else message_prefix(len(self._body))
         body, self._body = self._body, None
         return bytes(body)
+
+    async def send_headers(self, headers: Headers, end_stream: bool = False) -> None:
+        """Send headers or trailers: headers together with what follows in this turn of the loop.
+
+        Raises:
+            StreamClosedError: the stream is gone; grpclib's server expects this error.
+        """
+        assert self.id is not None
+        connection = self.connection
+        await connection.write_ready.wait()
+        h2_connection = self._h2_connection
+        h2_stream = h2_connection.streams.get(self.id)
+        if self.terminated is not None or h2_stream is None:
+            raise StreamClosedError(self.id)
+        if sum(len(name) + len(value) for name, value in headers) > MAX_PLAIN_HEADERS:
+            h2_connection.send_headers(self.id, headers, end_stream=end_stream)
+            connection.flush()
+        else:
+            h2_connection.state_machine.process_input(ConnectionInputs.SEND_HEADERS)
+            h2_stream.state_machine.process_input(StreamInputs.SEND_HEADERS)
+            flags = _END_HEADERS
+            if end_stream:
+                h2_stream.state_machine.process_input(StreamInputs.SEND_END_STREAM)
+                flags |= _END_STREAM
+            block = h2_connection.encoder.encode(headers)
+            if not connection.is_closing():
+                header = FRAME_HEADER.pack(len(block) >> 8, len(block) & 0xFF, _HEADERS, flags, self.id)
+                connection.write_short(header + block, more_follows=not end_stream)
+        connection.headers_send_process()
 
     async def send_message(self, message: Encoded, *, end_stream: bool = False) -> None:
         """Send a message; waits for the peer's window and the transport.
@@ -159,10 +193,10 @@ class FastStream(Stream):
                     continue
                 frame = min(left, window, h2_connection.max_outbound_frame_size)
                 header = FRAME_HEADER.pack(frame >> 8, frame & 0xFF, 0, 0, self.id)
-                connection.write_held()
                 if frame == size <= JOINED_BYTES:
-                    self._transport.write(b"".join([header, *chunks]))
+                    connection.write_short(b"".join([header, *chunks]))
                 else:
+                    connection.write_held()
                     if pieces is None:
                         pieces = _Pieces(chunks)
                     self._write([header, *pieces.take(frame)])
