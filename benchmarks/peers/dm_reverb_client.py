@@ -50,7 +50,6 @@ PATHS: dict[str, Callable[[reverb.Client], Prepared]] = {
     "dataset_update_defaults": sampling("prioritized", with_defaults, update=True),
     "dataset_frames": sampling_frames,
     "dataset_large": sampling_large,
-    "dataset_native": sampling("native", tuned),
     "dataset_stacks": sampling_stacks,
     "fill_one_step": fill_only("uniform"),
     "fill_ragged": fill_only("ragged"),

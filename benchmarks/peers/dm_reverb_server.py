@@ -50,7 +50,6 @@ def all_tables() -> list[reverb.Table]:
     return [
         table("uniform", uniform(), SMALL),
         table("prioritized", reverb.selectors.Prioritized(0.6), SMALL),
-        table("native", uniform(), SMALL),
         table("ragged", uniform(), RAGGED),
         table("insert", uniform(), None),
         table("frames", uniform(), FRAMES),

@@ -8,21 +8,11 @@ import numpy as np
 
 from benchmarks.payloads import FRAME_BYTES, SMALL_BYTES
 from benchmarks.subject import ITEMS as ITEMS_PER_S
-from benchmarks.subject import KEYS, Measure, PeerWork, Role, Session, Subject, Tally, Work
-from benchmarks.subjects.work import BATCH, ITEMS, fill, sample_for
+from benchmarks.subject import KEYS, Measure, PeerWork, Role, Session, Subject, Work
+from benchmarks.subjects.work import BATCH, sample_for
 
 _SMALL: dict[str, int | float | str] = {"batch": BATCH, "payload_bytes": SMALL_BYTES}
 _STACKS: dict[str, int | float | str] = {"batch": BATCH, "payload_bytes": FRAME_BYTES}
-
-
-async def _filling(session: Session, *, table: str) -> Work:
-    """Insert natively what dm-reverb's clients sample."""
-    await fill(session.client, table=table)
-
-    async def work(seconds: float) -> Tally:
-        return Tally()
-
-    return work
 
 
 async def _reading(session: Session, *, table: str) -> Work:
@@ -65,15 +55,6 @@ SUBJECTS = (
     ),
     _beside("dataset", "TrajectoryDataset, batch 256, small, settings tuned for each server", "dataset_uniform", 0.8),
     _beside("dataset-stacks", "the same, four frames like Atari's per item", "dataset_stacks", 0.8),
-    Subject(
-        "reverb-clients/dataset-native",
-        "TrajectoryDataset, tuned, of small items that a native client wrote (at their own server: their client)",
-        ITEMS_PER_S,
-        roles=(Role(partial(_filling, table="native"), counted=False),),
-        sizes=_SMALL | {"items": ITEMS},
-        peers=(PeerWork("dm-reverb", "dataset_native", 0.8),),
-        group="clients",
-    ),
     _beside("trajectory-writer", "TrajectoryWriter, an item per step, small", "trajectory_writer", 0.8),
     _beside("structured-writer", "StructuredWriter, an item per step, small", "structured_writer", 0.8),
     _beside("writer", "legacy Writer, an item per step, small", "writer", 0.8),

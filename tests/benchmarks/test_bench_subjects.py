@@ -79,7 +79,7 @@ def test_a_subject_can_be_measured(subject):
 
 def test_dm_reverbs_programs_have_the_ratios_that_were_asked_for():
     ratios = {name: subject.peers[0].target for name, subject in CLIENTS.items() if not is_native(subject)}
-    assert len(ratios) == 11
+    assert len(ratios) == 10
     assert {ratio for name, ratio in ratios.items() if "mutate" in name} == {0.5}
     assert {ratio for name, ratio in ratios.items() if "mutate" not in name} == {0.8}
 
@@ -95,7 +95,7 @@ def test_our_server_can_serve_the_tables_of_dm_reverbs_programs():
     assert tables.keys() == served - {"frames", "large"}
     small = tables["uniform"].signature
     assert small is not None
-    assert small == tables["native"].signature == tables["prioritized"].signature
+    assert small == tables["prioritized"].signature
     assert sum(spec.row_bytes for spec in small.specs) == payloads.SMALL_BYTES
 
 
