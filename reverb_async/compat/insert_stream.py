@@ -135,7 +135,7 @@ class InsertStream:
                     item = self._chunks.take(table, view)
                     _check(item)
                     ready.add(item)
-                    parts += _ITEM_PARTS + sum([len(column.slices) for column in view.columns])
+                    parts += _ITEM_PARTS + view.shape.num_slices
                     if parts >= MAX_STEP_PARTS:
                         parts = 0
                         ready.flush()

@@ -128,6 +128,7 @@ class ForeignInsert:
         await self._ended.wait()
 
     async def _work_off(self, request: InsertRequestReader) -> None:
+        """Do what a message asks for, but for withdrawals: what a dm-reverb server has it keeps."""
         for group in request.groups():
             self._groups[group.id] = StepChunks(group.columns)
         for layout in request.layouts():
@@ -143,7 +144,6 @@ class ForeignInsert:
         await self._send_queued()
         for group_id, step in request.release():
             self._groups[group_id].release(step)
-        request.cancel()  # What a dm-reverb server has it keeps.
 
     async def _take(
         self,
