@@ -84,7 +84,7 @@ class Server:
         self._stopped: asyncio.Event | None = None
         self._closed = False
         self._tick: asyncio.TimerHandle | None = None
-        self.last_steps: list[Callable[[], Awaitable[None]]] = []
+        self._last_steps: list[Callable[[], Awaitable[None]]] = []
         """What `close` does at last, in this order: every call has ended, and nothing changes the tables any more."""
 
     async def __aenter__(self) -> Server:
@@ -172,7 +172,7 @@ class Server:
                     await client._close_with_server()
             finally:
                 await ending.break_off()
-            for step in self.last_steps:
+            for step in self._last_steps:
                 await step()
         finally:
             if self._unix_path is not None and len(self._listening) == 1 + (self._port is not None):

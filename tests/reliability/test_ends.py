@@ -174,7 +174,7 @@ async def test_closing_finishes_what_runs_tells_who_waits_and_confirms_exactly_w
         state = server.tables["t"].state
         content.append(state.limiter.inserts)
 
-    server.last_steps.append(look)
+    server._last_steps.append(look)
     busy = Busy(server.address)
     await busy.start()
     await until(lambda: len(busy.confirmed) > 200 and busy.num_sampled > 200)
@@ -247,7 +247,7 @@ async def test_a_last_step_that_fails_is_raised_once_the_server_is_closed() -> N
     async def fail() -> None:
         raise ra.CheckpointError("disk full")
 
-    server.last_steps.append(fail)
+    server._last_steps.append(fail)
     with pytest.raises(ra.CheckpointError, match="disk full"):
         await server.close()
     await server.wait()
