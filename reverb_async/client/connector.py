@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from reverb_async.client.events import Connected, Disconnected, Event, EventHub, Reconnected
+from reverb_async.client.event_hub import EventHub
+from reverb_async.client.events import Connected, Disconnected, Event, Reconnected
 from reverb_async.client.keys import KeyAllocator
 from reverb_async.client.retry import NOW_S, Retry
 from reverb_async.client.shared import Shared

@@ -6,7 +6,6 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass
 from typing import TypeAlias
-from weakref import WeakSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,30 +122,3 @@ class Events:
         wake, self._wake = self._wake, None
         if wake is not None:
             wake.set_result(None)
-
-
-class EventHub:
-    """Passes events on to all iterators that somebody still has."""
-
-    def __init__(self) -> None:
-        self._listening: WeakSet[Events] = WeakSet()
-        self._closed = False
-
-    def listen(self, capacity: int) -> Events:
-        """Return an iterator of what happens from now on."""
-        events = Events(capacity)
-        if self._closed:
-            events._end()
-        self._listening.add(events)
-        return events
-
-    def emit(self, event: Event) -> None:
-        """Tell everybody; never waits."""
-        for events in self._listening:
-            events._put(event)
-
-    def close(self) -> None:
-        """End all iterators once they have given what they hold."""
-        self._closed = True
-        for events in self._listening:
-            events._end()

@@ -153,6 +153,44 @@ async def test_a_writer_brings_what_was_not_confirmed_to_the_successor() -> None
             await client.close()
 
 
+@pytest.mark.parametrize("down_s", [0.5, pytest.param(10.0, marks=pytest.mark.soak)])
+async def test_within_3_s_of_its_servers_return_a_client_works_again_and_tells_what_was_lost(down_s: float) -> None:
+    port = free_port()
+    first = ra.Server(tables(), port=port)
+    await first.start()
+    async with ra.Client(f"127.0.0.1:{port}") as client:
+        events = client.events()
+        writer = client.trajectory_writer(1)
+
+        async def write(count: int) -> None:
+            for number in range(count):
+                writer.append({"x": np.int64(number)})
+                await writer.create_item("t", 1.0, trajectory={"x": writer.history["x"][-1]})
+
+        await write(120)
+        await writer.flush()
+        await client.insert_batch({"x": np.arange(7)}, {"t": 1.0})
+        await first.close()
+        await write(30)
+        coming = asyncio.create_task(client.insert({"x": np.int64(1)}, {"t": 1.0}))
+        await asyncio.sleep(down_s)
+        async with ra.Server(tables(), port=port) as second:
+            back = time.monotonic()
+            await asyncio.gather(writer.flush(), coming)
+            assert time.monotonic() - back < 3
+            assert second.tables["t"].info.current_size == 31
+            await writer.close()
+            await client.close()
+    told = [event async for event in events]
+    connected, lost, met_again, *losses = told
+    assert isinstance(connected, ra.events.Connected)
+    assert isinstance(lost, ra.events.Disconnected)
+    assert isinstance(met_again, ra.events.Reconnected)
+    assert met_again.epoch_changed
+    assert down_s - 0.1 < met_again.downtime_s < down_s + 3
+    assert {(loss.writer.partition(" ")[0], loss.count) for loss in losses} == {("trajectory", 120), ("insert()", 7)}
+
+
 async def test_unavailable_names_address_cause_and_tries_after_connect_timeout() -> None:
     address = f"127.0.0.1:{free_port()}"
     async with ra.Client(address, connect_timeout=0.3) as client:
