@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 
 import numpy as np
 import pytest
@@ -214,6 +214,35 @@ async def test_unavailable_names_address_cause_and_tries_after_connect_timeout()
             assert address in str(outcome), name
             assert re.search(r"[2-9]\d* tries in 0\.\d s", str(outcome)), (name, str(outcome))
             assert "Connect call failed" in str(outcome), str(outcome)
+
+
+async def test_at_whatever_moment_a_server_dies_calls_fail_with_errors_of_this_package() -> None:
+    async with ra.Server(tables()) as server:
+        for turns in range(0, 60, 4):
+            async with Proxy(server.address) as proxy, ra.Client(proxy.address, connect_timeout=0.02) as client:
+                if turns % 8:
+                    await client.insert({"x": 0}, {"t": 1.0})
+
+                def calls(client: ra.Client = client) -> list[Awaitable[object]]:
+                    return [
+                        client.insert({"x": 1}, {"t": 1.0}),
+                        client.insert_batch({"x": np.arange(3)}, {"t": 1.0}),
+                        client.sample_one("t"),
+                        client.sample_batch("t", 2, timeout=0.5),
+                        client.mutate_priorities("t", {1: 1.0}),
+                        client.server_info(),
+                        client.reset("q"),
+                    ]
+
+                running = [asyncio.ensure_future(call) for call in calls()]
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                proxy.refusing = True
+                proxy.cut()
+                outcomes = await asyncio.gather(*running, *calls(), return_exceptions=True)
+                raised = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+                assert len(raised) >= 7
+                assert all(isinstance(error, ra.Unavailable | ra.DeadlineExceeded) for error in raised), raised
 
 
 async def test_after_patience_ended_the_client_still_works_when_the_server_comes() -> None:
