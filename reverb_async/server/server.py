@@ -159,8 +159,10 @@ class Server:
         if was_closed:
             await self._stopped.wait()
             return
-        if self._tick is not None:
+        steps = []
+        if self._tick is not None:  # else it could not start: there is nothing to save
             self._tick.cancel()
+            steps = self._last_steps
         if self._health is not None:
             self._health.close()
         doors = [door for door in (self._handlers, self._deepmind, *self._transports) if door is not None]
@@ -172,7 +174,7 @@ class Server:
                     await client._close_with_server()
             finally:
                 await ending.break_off()
-            for step in self._last_steps:
+            for step in steps:
                 await step()
         finally:
             if self._unix_path is not None and len(self._listening) == 1 + (self._port is not None):

@@ -254,6 +254,22 @@ async def test_a_last_step_that_fails_is_raised_once_the_server_is_closed() -> N
     await server.close()
 
 
+async def test_a_server_that_could_not_start_has_no_last_steps() -> None:
+    steps: list[str] = []
+
+    async def save() -> None:
+        steps.append("saved")
+
+    async with ra.Server([ra.Table("t", max_size=10)]) as first:
+        second = ra.Server([ra.Table("t", max_size=10)], port=first.port)
+        second._last_steps.append(save)
+        with pytest.raises(ra.InvalidArgument):
+            await second.start()
+        first._last_steps.append(save)
+        assert not steps
+    assert steps == ["saved"]
+
+
 @pytest.mark.parametrize("grace", [-1, float("inf"), float("nan"), "long", True])
 async def test_a_grace_that_is_none_is_refused(grace: object) -> None:
     async with ra.Server([ra.Table("t", max_size=10)], port=None) as server:
