@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reverb_async.client.event_hub import EventHub
-from reverb_async.client.events import Connected, Disconnected, Event, Reconnected
+from reverb_async.client.events import Blocked, Connected, Disconnected, Event, Reconnected
 from reverb_async.client.keys import KeyAllocator
 from reverb_async.client.retry import NOW_S, Retry
 from reverb_async.client.shared import Shared
@@ -142,6 +142,7 @@ class Connector:
         if self._is_reported:
             return
         self._is_reported = True
+        self.emit(Blocked(f"connecting to {self.address}", str(error)))
         is_refused = isinstance(error.__cause__, ConnectionRefusedError)
         patience = "ever" if self.connect_timeout is None else f"up to {self.connect_timeout:g} s"
         logger.warning(

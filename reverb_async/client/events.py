@@ -65,11 +65,11 @@ class ItemsLost:
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """Something has waited at the server for long; comes again while it goes on.
+    """Something has waited at the server for long, which comes again while it goes on; or for the server itself.
 
     Attributes:
-        what: who waits: ``"insert()"``, ``"sampling from 'replay'"``.
-        reason: what for, as the server says it.
+        what: who waits: ``"insert()"``, ``"sampling from 'replay'"``, ``"connecting to 127.0.0.1:8000"``.
+        reason: what for, as the server says it; or why it cannot be reached.
     """
 
     what: str

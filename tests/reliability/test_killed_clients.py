@@ -33,7 +33,7 @@ async def live(address, seed):
 
     async def insert():
         for number in range(10**9):
-            await client.insert({"x": np.ones(rng.randrange(1, 300))}, {"t": 1.0})
+            await client.insert({"x": np.ones(300)}, {"t": 1.0})
 
     async def insert_batches():
         for number in range(10**9):
@@ -41,9 +41,10 @@ async def live(address, seed):
 
     async def write():
         while True:
+            row = np.ones(rng.choice([10, 100_000]))
             async with client.trajectory_writer(8, max_in_flight_items=rng.randrange(1, 100)) as writer:
                 for step in range(rng.randrange(1, 200)):
-                    writer.append({"x": np.ones(rng.choice([10, 100_000]))})
+                    writer.append({"x": row})
                     if step > 3:
                         table = rng.choice(["t2", "t2", "q", "full"])
                         await writer.create_item(table, 1.0, trajectory={"x": writer.history["x"][-3:]})
@@ -141,7 +142,7 @@ async def kill_clients(nursery: Nursery, seeds: range, live_s: float) -> None:
             await baseline.settle(timeout=GONE_WITHIN_S, tasks=False)
             await until_nothing_waits_or_is_held(server, timeout=GONE_WITHIN_S)
             assert not len(leases)
-            assert all(not table.num_writers and not table.num_samplers for table in tables), seed
+            assert all((table.num_writers, table.num_samplers) == (1, 0) for table in tables), "only the local one"
             assert time.monotonic() - detected < GONE_WITHIN_S + 0.5, seed
         await baseline.settle()
         gc.collect()
@@ -157,6 +158,52 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 
 async def test_clients_killed_at_random_moments_leave_nothing(nursery: Nursery) -> None:
     await kill_clients(nursery, range(4), live_s=0.3)
+
+
+INTERRUPTED = """
+import asyncio, sys
+import numpy as np
+import reverb_async as ra
+
+async def main():
+    async with ra.Client(sys.argv[1]) as client, client.trajectory_writer(2) as writer:
+        await client.insert({"x": 1}, {"t": 1.0})
+        await client.insert({"x": 1}, {"full": 1.0})
+
+        async def write():
+            while True:
+                writer.append({"x": np.ones(1000)})
+                await writer.create_item("full", 1.0, trajectory={"x": writer.history["x"][-1]})
+
+        async def learn():
+            async for batch in client.sample_batches("t", 4):
+                print("ready", flush=True)
+
+        await asyncio.gather(write(), learn(), client.sample_one("empty"), client.insert({"x": 1}, {"full": 1.0}))
+
+asyncio.run(main())
+"""
+
+
+def start_interrupted(address: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", INTERRUPTED, address]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+async def test_ctrl_c_ends_a_program_whose_every_call_waits() -> None:
+    tables = [ra.Table("t", max_size=10), ra.Table("empty", max_size=10), ra.Table.queue("full", 1)]
+    async with ra.Server(tables) as server:
+        program = start_interrupted(server.address)
+        assert program.stdout is not None
+        reading = asyncio.create_task(asyncio.to_thread(program.stdout.read))
+        await until(lambda: all(any(table.info.waiters) for table in tables[1:]))
+        started = time.monotonic()
+        program.send_signal(signal.SIGINT)
+        assert await reading
+        program.communicate()
+        assert time.monotonic() - started < 1.5
+        assert program.returncode == -signal.SIGINT
+        await until_nothing_waits_or_is_held(server, timeout=GONE_WITHIN_S)
 
 
 @pytest.mark.soak
