@@ -126,6 +126,7 @@ class Connector:
                 since = loop.time()
                 try:
                     await self._introduce()
+                    since = loop.time()
                     result = await fn()
                 except TableClosed as error:
                     self.lost(error, since)

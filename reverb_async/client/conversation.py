@@ -149,9 +149,10 @@ class Conversation(ABC):
         loop = asyncio.get_running_loop()
         while True:
             await self.prepare()
+            duplex = await self.connector.open(self._kind)
             since = loop.time()
             try:
-                lost = await self._talk(await self.connector.open(self._kind))
+                lost = await self._talk(duplex)
             except TableClosed as error:
                 self.connector.lost(error, since)
                 raise

@@ -91,6 +91,25 @@ async def test_several_streams_that_break_together_are_one_loss() -> None:
     assert 0 <= other.downtime_s < 1
 
 
+async def test_a_call_that_fails_behind_the_hello_is_a_loss() -> None:
+    server = PlayedServer()
+    connector = server.connector()
+    events = connector.events.listen(10)
+    failures = [Unavailable("cut")]
+
+    async def call() -> None:
+        if failures:
+            server.epoch = b"2" * 16
+            raise failures.pop()
+
+    await connector.call(call)
+    await connector.close()
+    told = [event async for event in events]
+    assert told[:2] == [Connected("played:1"), Disconnected("played:1", "cut")]
+    assert isinstance(told[2], Reconnected)
+    assert told[2].epoch_changed
+
+
 async def test_a_closed_client_tells_nothing_and_a_capacity_below_1_is_refused() -> None:
     client = ra.Client("127.0.0.1:1")
     with pytest.raises(ra.InvalidArgument, match="capacity must be an int >= 1"):
