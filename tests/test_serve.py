@@ -208,7 +208,7 @@ def test_what_fails_at_the_end_is_one_clear_line(stopped, monkeypatch, capsys):
 
     async def start(self):
         await Stopped.start(self)
-        self._last_steps.append(save)
+        self.last_steps.append(save)
 
     monkeypatch.setattr(serve, "Server", type("Saving", (stopped,), {"start": start}))
     assert serve.main(["--port", "0"]) == 1

@@ -84,8 +84,11 @@ class Server:
         self._stopped: asyncio.Event | None = None
         self._closed = False
         self._tick: asyncio.TimerHandle | None = None
-        self._last_steps: list[Callable[[], Awaitable[None]]] = []
-        """What `close` does at last, in this order: every call has ended, and nothing changes the tables any more."""
+        self.last_steps: list[Callable[[], Awaitable[None]]] = []
+        """What `close` does at last, in this order: every call has ended, and nothing changes the tables any more.
+
+        Also after `start` has failed; whether it had succeeded `self._tick` tells, which is set by then.
+        """
 
     async def __aenter__(self) -> Server:
         await self.start()
@@ -159,10 +162,8 @@ class Server:
         if was_closed:
             await self._stopped.wait()
             return
-        steps = []
-        if self._tick is not None:  # else it could not start: there is nothing to save
+        if self._tick is not None:
             self._tick.cancel()
-            steps = self._last_steps
         if self._health is not None:
             self._health.close()
         doors = [door for door in (self._handlers, self._deepmind, *self._transports) if door is not None]
@@ -174,7 +175,7 @@ class Server:
                     await client._close_with_server()
             finally:
                 await ending.break_off()
-            for step in steps:
+            for step in self.last_steps:
                 await step()
         finally:
             if self._unix_path is not None and len(self._listening) == 1 + (self._port is not None):
