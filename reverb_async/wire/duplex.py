@@ -122,6 +122,9 @@ class _GrpcDuplex(abc.ABC):
             self._failure = error
         return False
 
+    def finish_reading(self) -> None:
+        """Do nothing: this is for the server's end."""
+
     async def end(self) -> None:
         """End this side with success."""
         self._check_open()
