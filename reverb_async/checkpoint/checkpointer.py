@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from reverb_async.checkpoint.directory import Directory
 from reverb_async.checkpoint.file_system import FileSystem
 from reverb_async.checkpoint.image import CheckpointOnDisk
 from reverb_async.checkpoint.jobs import until_done
 from reverb_async.checkpoint.loading import OnCorrupt, newest_whole
+from reverb_async.checkpoint.policy import RestorePolicy, restore
 from reverb_async.checkpoint.saving import Saver
 from reverb_async.errors import CheckpointError, Closed, InvalidArgument, ReplayError, ResourceExhausted
 from reverb_async.replay import Replay
@@ -26,7 +27,6 @@ from reverb_async.replay import Replay
 logger = logging.getLogger("reverb_async")
 
 T = TypeVar("T")
-RestorePolicy = Literal["strict", "config", "checkpoint"]
 
 _FULL = {errno.ENOSPC, errno.EFBIG, *(getattr(errno, name) for name in ("EDQUOT",) if hasattr(errno, name))}
 _FIRST_RETRY_S = 5.0
@@ -160,7 +160,14 @@ class Checkpointer:
     # -- starting -----------------------------------------------------------------------------------------------------
 
     async def _restore_from(self, replay: Replay, image: CheckpointOnDisk) -> None:
-        ...
+        assert self._saver is not None
+        manifest, started = image.manifest, time.monotonic()
+        path = str(self._directory.checkpoint_path(manifest.sequence))
+        await self._do(restore, replay, image, self._restore, path)
+        self.last_path, self.last_saved = path, manifest.time
+        self._saver.last, self._saver.held = manifest, image.held
+        items = {name: table.state.size for name, table in replay.tables.items()}
+        logger.info("restored %s: %s items, %.2f s", path, items, time.monotonic() - started)
 
     def _tidy(self) -> None:
         """Remove what killed or failed attempts left, as far as nothing may need it."""

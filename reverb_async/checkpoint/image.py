@@ -23,6 +23,9 @@ from reverb_async.errors import InvalidArgument
 
 T = TypeVar("T")
 
+MAX_SLOTS = 2**31
+"""Tables number their slots with 31 bits."""
+
 
 @dataclass(slots=True)
 class _Places:
@@ -87,7 +90,7 @@ class _Files:
 
 
 class TableOnDisk:
-    """A table of a checkpoint; see `core.cut.TableImage`."""
+    """A table of a checkpoint; see `core.cut.image.TableImage`."""
 
     def __init__(self, files: _Files, facts: TableFacts, places: _Places, state: Mapping[str, Any]) -> None:
         self._files = files
@@ -102,24 +105,24 @@ class TableOnDisk:
 
 
 class StoreOnDisk:
-    """A store of a checkpoint; see `core.cut.StoreImage`."""
+    """A store of a checkpoint; see `core.cut.image.StoreImage`."""
 
     def __init__(self, files: _Files, facts: StoreFacts, places: _Places) -> None:
         self._files = files
         self._places = places
         self.facts = facts
         self.specs = tuple(map(ArraySpec.from_wire, facts.specs))
+        self.num_rows = facts.num_rows
 
     def rows(self) -> Iterator[RowValues]:
         """Yield rows, each once: of a row that was used several times, the newest values."""
-        seen = np.zeros(0, np.bool_)
+        seen = np.zeros(self.num_rows, np.bool_)
         newest_first = self._places.records[::-1]
         for number, values in self._files.read(newest_first, lambda record: content.read_rows(record, self.specs, 0)):
             rows = values.rows
-            if len(rows) and (highest := int(rows.max())) >= len(seen):
-                seen = np.concatenate([seen, np.zeros(max(highest + 1 - len(seen), len(seen)), np.bool_)])
-            fresh = np.flatnonzero(~seen[rows])
-            seen[rows] = True
+            fresh = np.flatnonzero(rows < self.num_rows)
+            fresh = fresh[~seen[rows[fresh]]]
+            seen[rows[fresh]] = True
             columns = values.columns
             if len(fresh) < len(rows):
                 columns = [column.take(fresh) if isinstance(column, VariableRows) else column[fresh] for column in columns]
@@ -129,7 +132,7 @@ class StoreOnDisk:
 
 
 class CheckpointOnDisk:
-    """A whole checkpoint; see `replay.ReplayImage`.
+    """A whole checkpoint; see `saving.ReplayImage`.
 
     Blocks while it reads and checks every file the manifest names.
 
@@ -155,7 +158,7 @@ class CheckpointOnDisk:
         self._slots = {table.name: _Places() for table in manifest.tables}
         self._rows = {store.name: _Places() for store in manifest.stores}
         self.held: dict[str, NDArray[np.bool_]] = {
-            table.name: np.zeros(table.slots, np.bool_) for table in manifest.tables
+            table.name: np.zeros(_checked(directory, manifest, table), np.bool_) for table in manifest.tables
         }
         self._row_counts: dict[tuple[str, int], int] = {}
         state: dict[str, Any] | None = None
@@ -207,11 +210,21 @@ class CheckpointOnDisk:
             if found != table.items:
                 raise Damage(path, 0, f"files with {table.items} items of table {table.name!r}", f"{found} items")
         for store in self.manifest.stores:
+            if not 0 <= store.num_rows <= content.MAX_NUMBER:
+                raise Damage(path, 0, f"a store of at most {content.MAX_NUMBER} rows", str(store.num_rows))
             for number, rows in store.rows.items():
                 found = self._row_counts.get((store.name, number), 0)
                 if not 0 < rows <= found:
                     path = self._directory.segment_path(number)
                     raise Damage(path, 0, f"{rows} rows or more of store {store.name}", f"{found} rows")
+
+
+def _checked(directory: Directory, manifest: Manifest, table: TableFacts) -> int:
+    """Return how many slots a table's image spans, if there can be so many."""
+    if not 0 <= table.slots <= MAX_SLOTS:
+        path = directory.manifest_path(manifest.sequence)
+        raise Damage(path, 0, f"a table of at most {MAX_SLOTS} slots", str(table.slots))
+    return table.slots
 
 
 def records_of_table(directory: Directory, manifest: Manifest, number: int, table: str) -> Iterator[Record]:

@@ -53,10 +53,12 @@ class StoreFacts:
 
     Attributes:
         specs: its columns, as `ArraySpec.to_wire` writes them; no two stores have the same at the same time.
+        num_rows: all live rows have lower numbers.
         rows: how many live rows each file holds that this checkpoint needs, by the file's number.
     """
 
     specs: tuple[Any, ...]
+    num_rows: int
     rows: Mapping[int, int]
 
     @property
@@ -125,7 +127,7 @@ class Manifest:
                 for table in self.tables
             ],
             "stores": [
-                {"specs": store.specs, "rows": sorted(store.rows.items())}
+                {"specs": store.specs, "num_rows": store.num_rows, "rows": sorted(store.rows.items())}
                 for store in self.stores
             ],
             "files": [
@@ -206,6 +208,7 @@ def _decode(body: Any) -> Manifest:
         stores=tuple(
             StoreFacts(
                 specs=tuple(store["specs"]),
+                num_rows=int(store["num_rows"]),
                 rows={int(number): int(rows) for number, rows in store["rows"]},
             )
             for store in body["stores"]

@@ -73,7 +73,10 @@ class Saver:
         outgrown = () if last is None else [table.name for table in last.tables if upkeep.is_outgrown(table)]
         began()
         written = time.time()
-        cut = self._replay.cut(full=outgrown)
+        cut = self._replay.cut(full=last is None)
+        for name in outgrown:
+            if name in cut.tables:
+                cut.tables[name].full = True
         manifest: Manifest | None = None
         try:
             tables = [await self._save_table(draft, name, table) for name, table in cut.tables.items()]
@@ -132,7 +135,7 @@ class Saver:
             files.append((written.number or await self._do(draft.items_file), written.nbytes))
         return TableFacts(
             name=name,
-            definition=cut.definition,
+            definition=cut.state["definition"],
             items=int(np.count_nonzero(written.held)),
             slots=len(written.held),
             files=tuple(number for number, _ in files),
@@ -154,7 +157,7 @@ class Saver:
         for cut in cuts:
             specs = tuple(spec.to_wire() for spec in cut.specs)
             cut.rewrite = rewrite
-            facts.append(StoreFacts(specs, await self._save_rows(draft, store_name(specs), cut)))
+            facts.append(StoreFacts(specs, cut.num_rows, await self._save_rows(draft, store_name(specs), cut)))
         return facts
 
     async def _save_rows(self, draft: Draft, store: str, cut: StoreCut) -> dict[int, int]:

@@ -164,6 +164,16 @@ class Table:
         config = definition_from_plain(definition)
         return cls(config.pop("name"), **config)
 
+    def redefine(self, definition: Mapping[str, Any]) -> None:
+        """Take on another definition of the same name, as `definition` gave it; the table is empty and not yet open.
+
+        Raises:
+            InvalidArgument: it is none.
+        """
+        other = type(self).from_definition(definition)
+        self._config, self._signature, self.state = other._config, other._signature, other.state
+        self._fitting.clear()
+
     def replace(self, **overrides: Any) -> Table:
         """Return a new, empty table with this one's definition, some of it replaced."""
         unknown = sorted(set(overrides) - set(self._config))

@@ -225,7 +225,7 @@ def write_checkpoint(directory: Directory, seed: int, *, n: int = 40, last: Mani
                     nbytes=(nbytes,) if last is None else (*last.tables[0].nbytes, nbytes),
                 ),
             ),
-            stores=(StoreFacts(STORE, {number: count for number, count in live.items() if count}),),
+            stores=(StoreFacts(STORE, n, {number: count for number, count in live.items() if count}),),
             files=files if last is None else {**last.files, **files},
         )
         draft.commit(manifest)
