@@ -18,21 +18,18 @@ from typing import Any, NoReturn
 
 import reverb_async
 from reverb_async.config import Config, load
-from reverb_async.config.load import DEFAULT_PORT
-from reverb_async.errors import InvalidArgument
+from reverb_async.config.load import DEFAULT_GRACE_S, DEFAULT_PORT
+from reverb_async.errors import InvalidArgument, ReplayError
 from reverb_async.server import Server
 from reverb_async.table import Table
 
 logger = logging.getLogger("reverb_async")
 
-GRACE_S = 1.5
-"""What closing may take after a signal; then the process ends nevertheless."""
-
 _OLD_COLLECTIONS = 50
 """Collections of the middle generation before a full one; Python's default is 10."""
 
 _USAGE_ERROR = 2
-_CANNOT_LISTEN = 1
+_FAILED = 1
 
 _TABLES = f"""\
 tables:
@@ -80,8 +77,11 @@ dm-reverb's configuration:
   fifo, no rate_limiter min_size 1, no port (or 0) {DEFAULT_PORT}. --table, --port and the other flags come on
   top; --print-config shows the same as TOML.
 
-exit status: 0 after SIGTERM or Ctrl-C (a second one ends it at once, with 143 or 130),
-{_CANNOT_LISTEN} if it cannot listen, {_USAGE_ERROR} if the configuration is wrong.
+stopping: after SIGTERM or Ctrl-C clients are told (GOAWAY), new calls are refused, whoever waits for a rate
+  limiter gets TableClosed, and what runs has --grace seconds to come to its end.
+
+exit status: 0 after SIGTERM or Ctrl-C (143 or 130 after the second one), {_FAILED} if it cannot listen, or something
+failed at the end, {_USAGE_ERROR} if the configuration is wrong.
 """
 
 
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logger.setLevel(args.log_level.upper())  # Ours only: grpclib has a line for every stream that a client drops.
-    keys = ("host", "port", "unix", "insecure", "reverb_compat")
+    keys = ("host", "port", "unix", "insecure", "reverb_compat", "grace")
     flags = {key: getattr(args, key) for key in keys if getattr(args, key) is not None}
     try:
         with warnings.catch_warnings(record=True) as warned:
@@ -130,15 +130,14 @@ async def _serve(config: Config, tables: Sequence[Table], stop: StopSignals) -> 
     try:
         await server.start()
     except InvalidArgument as error:
-        return _fail(_CANNOT_LISTEN, error)
+        return _fail(_FAILED, error)
     print(_ready_line(server), flush=True)
     await stop.wait()
-    logger.info("stopping")
+    logger.info("stopping, within %g s; a second signal ends it at once", where.grace)
     try:
-        async with asyncio.timeout(GRACE_S):
-            await server.close()
-    except TimeoutError:
-        logger.warning("closing took longer than %g s: leaving without having told every client", GRACE_S)
+        await server.close(grace=where.grace)
+    except ReplayError as error:
+        return _fail(_FAILED, error)
     return 0
 
 
@@ -239,6 +238,13 @@ def _fail(status: int, error: object) -> int:
     return status
 
 
+def _number(text: str) -> object:
+    try:
+        return float(text)
+    except ValueError:
+        return text  # Wrong: the configuration says so.
+
+
 def _port(text: str) -> object:
     try:
         return int(text)
@@ -276,6 +282,12 @@ def _make_parser() -> argparse.ArgumentParser:
         "--reverb-compat",
         action=argparse.BooleanOptionalAction,
         help="serve dm-reverb's clients too, on the same port (default yes)",
+    )
+    parser.add_argument(
+        "--grace",
+        type=_number,
+        metavar="SECONDS",
+        help=f"what running calls have after SIGTERM or Ctrl-C (default {DEFAULT_GRACE_S:g})",
     )
     parser.add_argument(
         "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="default info; to stderr"

@@ -25,6 +25,15 @@ class BytesStream:
         """Whether `receive` would return a message at once."""
         return self._transport.has_message
 
+    def finish_reading(self) -> None:
+        """Have `receive` return None after what has been received, or has begun to be; see `OpenStreams`."""
+        self._transport.finish_reading()
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether `finish_reading` ended the client's messages before it did."""
+        return self._transport.is_cut_short
+
     async def receive(self) -> Data | None:
         """Return the next message, None once the client has ended its side.
 

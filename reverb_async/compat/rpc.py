@@ -64,7 +64,8 @@ class DeepMindHandlers:
     def _streaming(self, serve: Callable[[BytesStream], Awaitable[None]]) -> Callable[[Stream[Any, Any]], Any]:
         async def handle(stream: Stream[Any, Any]) -> None:
             with errors_as_status():
-                await self._streams.serve(lambda: serve(BytesStream(stream)))
+                incoming = BytesStream(stream)
+                await self._streams.serve(incoming, lambda: serve(incoming))
 
         return handle
 
@@ -77,7 +78,15 @@ class DeepMindHandlers:
 
         return self._streaming(serve)
 
-    async def close(self) -> None:
+    def finish(self) -> None:
+        """Refuse new streams, and let those there are do what they have been asked for, then end."""
+        self._streams.finish()
+
+    async def wait(self, timeout: float) -> None:
+        """Wait until all streams have ended, for so many seconds at most."""
+        await self._streams.wait(timeout)
+
+    async def close(self, timeout: float) -> None:
         """End all streams as cancelled and refuse new ones."""
-        await self._streams.close()
+        await self._streams.close(timeout)
         await self._service.close()

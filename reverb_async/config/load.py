@@ -17,6 +17,7 @@ from reverb_async.hosts import is_loopback
 from reverb_async.table import Table
 
 DEFAULT_PORT = 8000
+DEFAULT_GRACE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,7 @@ class ServerConfig:
         unix: path of a Unix socket to listen on as well.
         insecure: whether the host may be another than the loopback.
         reverb_compat: whether dm-reverb's clients are served too.
+        grace: seconds that running calls have to end once the server is told to stop.
     """
 
     host: str = "127.0.0.1"
@@ -36,6 +38,7 @@ class ServerConfig:
     unix: str | None = None
     insecure: bool = False
     reverb_compat: bool = True
+    grace: float = DEFAULT_GRACE_S
 
     def to_toml(self) -> str:
         """Return the ``[server]`` section."""
@@ -44,6 +47,7 @@ class ServerConfig:
         lines.append("# unix: not set" if self.unix is None else f"unix = {to_toml(self.unix)}")
         lines.append(f"insecure = {to_toml(self.insecure)}")
         lines.append(f"reverb_compat = {to_toml(self.reverb_compat)}")
+        lines.append(f"grace = {to_toml(self.grace)}")
         return "\n".join(lines) + "\n"
 
 
@@ -78,7 +82,8 @@ def load(
     Args:
         path: a TOML file.
         table_flags: what ``--table`` was given: changes to tables of the file, or further tables.
-        server_flags: `host`, `port`, `unix`, `insecure`, `reverb_compat` from the command line; they override the file.
+        server_flags: `host`, `port`, `unix`, `insecure`, `reverb_compat`, `grace` from the command line; they come
+            before the file.
         reverb_config: instead of a TOML file, what `read_reverb_config` reads.
 
     Returns:
@@ -174,4 +179,5 @@ _SERVER_READERS: dict[str, Callable[[Setting], Any]] = {
     "unix": Setting.text,
     "insecure": Setting.boolean,
     "reverb_compat": Setting.boolean,
+    "grace": lambda setting: setting.finite(zero=True),
 }

@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 from weakref import WeakSet
@@ -21,6 +21,7 @@ from reverb_async.errors import Closed, InvalidArgument
 from reverb_async.hosts import is_loopback
 from reverb_async.inprocess import InProcessTransport
 from reverb_async.replay import Replay
+from reverb_async.server.ending import GRACE_S, Ending, check_grace
 from reverb_async.server.rpc import SERVICE, HealthHandlers, ReplayHandlers
 from reverb_async.service.service import ReplayService
 from reverb_async.table import Table
@@ -83,6 +84,8 @@ class Server:
         self._stopped: asyncio.Event | None = None
         self._closed = False
         self._tick: asyncio.TimerHandle | None = None
+        self.last_steps: list[Callable[[], Awaitable[None]]] = []
+        """What `close` does at last, in this order: every call has ended, and nothing changes the tables any more."""
 
     async def __aenter__(self) -> Server:
         await self.start()
@@ -135,8 +138,21 @@ class Server:
             raise Closed("the server is not running: `await server.start()` first, or use `async with`")
         await self._stopped.wait()
 
-    async def close(self) -> None:
-        """Stop: waiting calls get `TableClosed`, connections end. Idempotent; takes at most a few seconds."""
+    async def close(self, *, grace: float = GRACE_S) -> None:
+        """Stop. Idempotent: a call that comes while another one closes the server waits for that.
+
+        New calls are refused. What waits for a rate limiter ends at once with `TableClosed`; inserts that were received
+        are done and confirmed, batches that are being sent go out, and streams then end with `TableClosed`, all at the
+        same time: with peers that read and write this takes milliseconds.
+
+        Args:
+            grace: seconds after which everything else is broken off, with `TableClosed` as far as the peer still reads.
+                Cancelling breaks it off, too.
+
+        Raises:
+            ReplayError: a last step after that, such as the final checkpoint, has failed; the server is closed.
+        """
+        check_grace(grace)
         was_closed, self._closed = self._closed, True
         if self._stopped is None:
             return
@@ -145,26 +161,20 @@ class Server:
             return
         if self._tick is not None:
             self._tick.cancel()
-        for server in self._listening:
-            server.stop_accepting()
-        self._service.closing = True
-        self._replay.close()
+        if self._health is not None:
+            self._health.close()
+        doors = [door for door in (self._handlers, self._deepmind, *self._transports) if door is not None]
+        ending = Ending(self._replay, self._service, self._listening, doors)
         try:
-            for client in list(self._clients):
-                await client._close_with_server()
-            for transport in list(self._transports):
-                await transport.close()
-            if self._health is not None:
-                self._health.close()
-            if self._handlers is not None:
-                await self._handlers.close()
-            if self._deepmind is not None:
-                await self._deepmind.close()
+            try:
+                await ending.finish(grace)
+                for client in list(self._clients):
+                    await client._close_with_server()
+            finally:
+                await ending.break_off()
+            for step in self.last_steps:
+                await step()
         finally:
-            for server in self._listening:
-                server.close()
-            for server in self._listening:
-                await server.wait_closed()
             if self._unix_path is not None and len(self._listening) == 1 + (self._port is not None):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self._unix_path)

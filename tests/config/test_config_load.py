@@ -102,6 +102,7 @@ def test_the_tables_are_built():
             r'run.toml: \[server\], key "host": "0.0.0.0" can be reached from other machines',
         ),
         ("[server]\ninsecure = 1", r'run.toml: \[server\], key "insecure": must be true or false, got 1'),
+        ("[server]\ngrace = -1", r'run.toml: \[server\], key "grace": must be a finite number >= 0, got -1'),
         ("[[table]]\nmax_size = 3", r"run.toml: \[\[table\]\] number 1 has no name: add name = "),
         ("[[table]]\nname = 3", r'run.toml: \[\[table\]\] number 1, key "name": must be a non-empty text, got 3'),
         ("[[table]]\nname = 'a'\n[[table]]\nname = 'a'", 'run.toml: table "a", given twice: names must be distinct'),

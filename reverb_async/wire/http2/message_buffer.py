@@ -57,6 +57,9 @@ class MessageBuffer:
         self._refused = b""  # the prefix of a message that is not taken
         self._withheld = 0
         self._ended = False
+        self._finishing = False
+        self.stopped = False
+        """Nothing more is taken, for `finish` was called and what had begun to arrive is here."""
         self._dropped = False
         self._waiter: asyncio.Future[None] | None = None
         self.take: Callable[[Body], bool] | None = None
@@ -82,13 +85,15 @@ class MessageBuffer:
         while not self._messages:
             if self._backlog:
                 self._parse_backlog()
+                if self._finishing:
+                    self._stop_if_whole()
                 continue
             if self._refused:
                 refusal = self._stream.refusal_of(self._refused)
                 assert refusal is not None
                 raise refusal
             if self._ended:
-                if self._size >= 0 or self._prefix:
+                if not self.stopped and (self._size >= 0 or self._prefix):
                     wanted = PREFIX_BYTES - len(self._prefix) if self._size < 0 else self._size - self._filled
                     raise self._stream.cut_off(wanted)
                 return None
@@ -125,7 +130,7 @@ class MessageBuffer:
 
     def feed(self, data: memoryview) -> None:
         """Take the stream's next bytes; they are copied."""
-        if self._dropped:
+        if self._dropped or self.stopped:
             self._stream.credit(len(data))
             return
         if self._backlog:
@@ -134,6 +139,8 @@ class MessageBuffer:
         taken = self._parse(data)
         if self._refused:
             self._withheld += len(data) - taken
+        elif self.stopped:
+            self._stream.credit(len(data) - taken)
         elif taken < len(data):
             self._backlog += data[taken:]
 
@@ -149,7 +156,7 @@ class MessageBuffer:
     def _parse(self, data: memoryview) -> int:
         """Take the stream's next bytes until too many messages are unread or one is refused; return how many."""
         position, end = 0, len(data)
-        while position < end and not self._refused and len(self._messages) < MAX_UNREAD:
+        while position < end and not (self._refused or self.stopped) and len(self._messages) < MAX_UNREAD:
             if self._size < 0:
                 stop = min(end, position + PREFIX_BYTES - len(self._prefix))
                 self._prefix += data[position:stop]
@@ -182,6 +189,16 @@ class MessageBuffer:
         """Tell readers that nothing more will come."""
         self._ended = True
         self._wake()
+
+    def finish(self) -> None:
+        """End for the reader once it has what arrived so far, and the message that has begun to; drop the rest."""
+        self._finishing = True
+        self._stop_if_whole()
+
+    def _stop_if_whole(self) -> None:
+        if self._size < 0 and not (self._prefix or self._backlog or self._ended):
+            self.stopped = True
+            self.eof()
 
     def drop(self) -> None:
         """Forget everything, now and what is to come, and return the credit for it."""
@@ -246,6 +263,8 @@ class MessageBuffer:
         self._body = self._memory = None
         self._filled = self._credited = 0
         self._expected = False
+        if self._finishing:
+            self._stop_if_whole()
         if self.take is not None and self._is_awaited() and len(body) < ARRAY_BYTES and self.take(body):
             self._stream.connection.num_taken += 1
             if not expected:
