@@ -140,22 +140,27 @@ class Checkpointer:
         return await asyncio.shield(self._next)
 
     async def close(self, *, save: bool = True) -> None:
-        """Let the directory go, after a last checkpoint if `save`; a failure of that is logged. Idempotent."""
+        """Let the directory go, after a last checkpoint if `save`. Idempotent.
+
+        Raises:
+            ReplayError: what `save` raises; the directory was let go nevertheless.
+        """
         if self._timer is not None:
             self._timer.cancel()
             await asyncio.wait([self._timer])
             self._timer = None
-        if save and self._saver is not None:
-            with contextlib.suppress(ReplayError):  # logged, and an alarm
+        try:
+            if save and self._saver is not None:
                 await self.save()
-        pending = [task for task in (self._running, self._next) if task is not None]
-        if pending:
-            await asyncio.wait(pending)
-        self._saver = None
-        if self._thread is not None:
-            await self._do(self._directory.release)
-            self._thread.shutdown(wait=False)
-            self._thread = None
+        finally:
+            pending = [task for task in (self._running, self._next) if task is not None]
+            if pending:
+                await asyncio.wait(pending)
+            self._saver = None
+            if self._thread is not None:
+                await self._do(self._directory.release)
+                self._thread.shutdown(wait=False)
+                self._thread = None
 
     # -- starting -----------------------------------------------------------------------------------------------------
 
@@ -196,6 +201,8 @@ class Checkpointer:
             manifest = await self._saver.save(self._has_begun)
         except OSError as error:
             raise self._failed(_refusal(error, self.path, self.last_path)) from error
+        except MemoryError as error:
+            raise self._failed(ResourceExhausted("no memory was left to write a checkpoint with")) from error
         except ReplayError as error:
             raise self._failed(error) from None
         self.alarm, self._failures = None, 0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -129,15 +130,15 @@ class Saver:
             else:
                 await asyncio.sleep(0)
         await jobs.finish()
-        self.held[name] = written.held
+        held = self.held[name] = written.held[: written.end]
         if written.number or not files:
             # A table without items has an empty file for a base.
             files.append((written.number or await self._do(draft.items_file), written.nbytes))
         return TableFacts(
             name=name,
             definition=cut.state["definition"],
-            items=int(np.count_nonzero(written.held)),
-            slots=len(written.held),
+            items=int(np.count_nonzero(held)),
+            slots=len(held),
             files=tuple(number for number, _ in files),
             nbytes=tuple(nbytes for _, nbytes in files),
         )
@@ -164,9 +165,10 @@ class Saver:
         live: dict[int, int] = {}
         jobs = Jobs(self._thread)
 
-        def note(rows: NDArray[np.int64], segment: int) -> None:
-            cut.done(rows, segment)
-            live[segment] = live.get(segment, 0) + len(rows)
+        def note(jobs_done: Iterable[list[tuple[NDArray[np.int64], int]]]) -> None:
+            for rows, segment in itertools.chain.from_iterable(jobs_done):
+                cut.done(rows, segment)
+                live[segment] = live.get(segment, 0) + len(rows)
 
         most = max(1, _JOB_BYTES // max(1, cut.store.row_bytes))
         while (block := cut.next_rows()) is not None:
@@ -176,11 +178,9 @@ class Saver:
             unsaved = block.unsaved
             for start in range(0, len(unsaved), most):
                 part = unsaved[start : start + most]
-                for written in await jobs.add(_write_rows, draft, store, cut.store, part):
-                    note(*written)
+                note(await jobs.add(_write_rows, draft, store, cut.store, part))
             await asyncio.sleep(0)
-        for written in await jobs.finish():
-            note(*written)
+        note(await jobs.finish())
         return live
 
     async def _do(self, work: Callable[..., T], *args: Any) -> T:
@@ -192,13 +192,15 @@ class _Written:
     """What was written of one table.
 
     Attributes:
-        held: which slots hold items, as far as is known.
+        held: which slots hold items, as far as is known; there may be room for more.
+        end: all slots that were written are below this one.
         number: of the file; 0: nothing was written.
         nbytes: how many bytes of it.
     """
 
     def __init__(self, held: NDArray[np.bool_] | None) -> None:
         self.held = np.zeros(0, np.bool_) if held is None else held
+        self.end = len(self.held)
         self.number = 0
         self.nbytes = 0
 
@@ -206,8 +208,9 @@ class _Written:
         """Note a block that was written."""
         self.number = number
         self.nbytes += nbytes
-        if len(block) and (end := int(block.ids.max()) + 1) > len(self.held):
-            grown = np.zeros(max(end, 2 * len(self.held)), np.bool_)
+        self.end = max(self.end, int(block.ids.max(initial=-1)) + 1)
+        if self.end > len(self.held):
+            grown = np.zeros(max(self.end, 2 * len(self.held)), np.bool_)
             grown[: len(self.held)] = self.held
             self.held = grown
         self.held[block.ids] = block.values["state"] != FREE

@@ -32,8 +32,8 @@ Others have little more than a table's name, and are read where they arrive.
 class DeepMindHandlers:
     """DeepMind's service on grpclib."""
 
-    def __init__(self, replay: Replay) -> None:
-        self._service = DeepMindService(replay)
+    def __init__(self, replay: Replay, save: Callable[[], Awaitable[str]] | None = None) -> None:
+        self._service = DeepMindService(replay, save)
         self._streams = OpenStreams()
 
     def __mapping__(self) -> dict[str, Handler]:
