@@ -217,7 +217,17 @@ class _Written:
 
 
 def _write_slots(draft: Draft, name: str, block: ArrayBlock, written: _Written) -> None:
-    written.note(block, *draft.add_slots(name, block))
+    """Write images of slots; of free ones, among which there is nothing to tell apart, next to nothing."""
+    is_free = block.values["state"] == FREE
+    num_free = int(np.count_nonzero(is_free))
+    if num_free:
+        free = np.zeros(num_free, block.values.dtype)
+        free["version"] = block.values["version"][is_free]
+        freed = ArrayBlock(block.ids[is_free], free, block.more[:0])
+        written.note(freed, *draft.add_slots(name, freed))
+        block = ArrayBlock(block.ids[~is_free], block.values[~is_free], block.more)
+    if len(block):
+        written.note(block, *draft.add_slots(name, block))
 
 
 def _write_rows(
