@@ -101,7 +101,14 @@ class Slots:
         """How many slots can still be taken."""
         return self.capacity - self.high_water + self._num_returned
 
+    @property
+    def returned(self) -> Rows:
+        """Slots below `high_water` that are free; the last one is taken first."""
+        return self._returned[: self._num_returned]
+
     def _take(self, n: int) -> Rows:
+        if self.watch is not None:
+            self.watch.note_taken(max(0, self._num_returned - n))
         if n <= self._num_returned:
             self._num_returned -= n
             return self._returned[self._num_returned : self._num_returned + n].copy()
@@ -258,8 +265,13 @@ class Slots:
                 for slot in slots.tolist():
                     few.pop(slot, None)
 
-    def adopt(self, layouts: Sequence[ItemLayout | None], high_water: int) -> None:
+    def adopt(self, layouts: Sequence[ItemLayout | None], high_water: int, order: Rows) -> None:
         """Begin to use slots below `high_water` whose records and states were written, with layouts as they name them.
+
+        Args:
+            layouts: by number.
+            high_water: all items are in slots below it.
+            order: int64 ``[capacity]``, of free slots those with the highest numbers are taken first.
 
         Raises:
             InvalidArgument: an item names a layout that there is not, or has other views than its layout.
@@ -278,7 +290,8 @@ class Slots:
         self._layout_ids = {layout: at for at, layout in enumerate(self.layouts) if layout is not None}
         if len(self._layout_ids) + self.layouts.count(None) != len(self.layouts):
             raise InvalidArgument("two layouts are the same")
-        free = np.flatnonzero(state == FREE)[::-1]  # the lowest is taken first
+        free = np.flatnonzero(state == FREE)[::-1]  # of equal ones the lowest is taken first
+        free = free[np.maximum(order[free], 0).argsort(kind="stable")]
         self._returned[: len(free)] = free
         self._num_returned = len(free)
         self.high_water = high_water

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reverb_async.core.changes import Change, ChangeKind, Listener
+from reverb_async.core.cut.free_slots import FreeSlotsCut
 from reverb_async.core.cut.plain import counts_of
 from reverb_async.core.cut.slot_reader import SlotReader
 from reverb_async.core.cut.slot_watch import SlotWatch
@@ -160,7 +161,10 @@ class TableItems:
         watch = self.slots.watch
         assert watch is not None
         reader = SlotReader(self.slots, self.sampler, self.remover, self.sampler_place, self.remover_place)
-        return TableCut(watch, reader, counts_of(self, stores, definition or self._own_definition()), full=full)
+        needs_order = any(isinstance(kind, Prioritized) for kind in (self.sampler_kind, self.remover_kind))
+        free = FreeSlotsCut(self.slots) if needs_order else None
+        describe = counts_of(self, stores, definition or self._own_definition())
+        return TableCut(watch, reader, describe, full=full, free=free)
 
     def _own_definition(self) -> dict[str, object]:
         return {"sampler": self.sampler_kind.options(), "remover": self.remover_kind.options()}

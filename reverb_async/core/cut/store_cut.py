@@ -6,10 +6,12 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reverb_async.core.cut.image import RowBlock
 from reverb_async.core.runs import Rows
 from reverb_async.core.spec import ArraySpec
+from reverb_async.core.storage.backing import sparse_zeros
 
 if TYPE_CHECKING:
     from reverb_async.core.storage.row_store import RowStore
@@ -33,15 +35,19 @@ class RowWatch:
     __slots__ = ("cut", "marks", "segments")
 
     def __init__(self, capacity: int) -> None:
-        self.segments = np.zeros(capacity, np.int32)
-        self.marks = np.zeros(capacity, np.uint8)
+        self.segments, self.marks = _arrays(capacity)
         self.cut: StoreCut | None = None
 
     def grow(self, capacity: int) -> None:
         """Follow the store."""
         old = self.segments, self.marks
-        self.segments, self.marks = np.zeros(capacity, np.int32), np.zeros(capacity, np.uint8)
+        self.segments, self.marks = _arrays(capacity)
         self.segments[: len(old[0])], self.marks[: len(old[1])] = old
+
+
+def _arrays(capacity: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+    # A store has room for far more rows than it has, and a server for many stores.
+    return sparse_zeros((capacity,), np.dtype(np.int32)), sparse_zeros((capacity,), np.dtype(np.uint8))
 
 
 class StoreCut:

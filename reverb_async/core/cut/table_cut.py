@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reverb_async.core.cut.free_slots import FreeSlotsCut
 from reverb_async.core.cut.image import NO_MORE, ArrayBlock
 from reverb_async.core.cut.slot_reader import SlotReader
 from reverb_async.core.cut.slot_watch import SlotWatch
@@ -32,7 +33,13 @@ class TableCut:
     """
 
     def __init__(
-        self, watch: SlotWatch, reader: SlotReader, describe: Callable[[], dict[str, Any]], *, full: bool
+        self,
+        watch: SlotWatch,
+        reader: SlotReader,
+        describe: Callable[[], dict[str, Any]],
+        *,
+        full: bool,
+        free: FreeSlotsCut | None = None,
     ) -> None:
         self.full = full or not watch.is_saved
         self.dtype = reader.dtype
@@ -49,6 +56,7 @@ class TableCut:
         self._num_undo = 0
         self._more: dict[int, NDArray[np.int64]] = {}
         self._ended = 0
+        self._free = free
         watch.cut = self
 
     @cached_property
@@ -98,9 +106,9 @@ class TableCut:
         A block may be empty. A table whose last block was fetched pays for the cut no more.
         """
         start = self._position
+        most = max(1, min(max_slots, self._max_slots))
         if start >= self._high_water:
-            self._end()
-            return None
+            return self._next_free(most)
         stop = min(start + _SCANNED, self._high_water)
         window = slice(start, stop)
         if self.full:
@@ -111,7 +119,6 @@ class TableCut:
         else:
             wanted = self._dirty[window]
         ids = np.flatnonzero(wanted) + start
-        most = max(1, min(max_slots, self._max_slots))
         if len(ids) > most:
             ids = ids[:most]
             stop = int(ids[-1]) + 1
@@ -122,6 +129,23 @@ class TableCut:
             if np.count_nonzero(was_item) < len(ids):
                 ids, values = ids[was_item], values[was_item]
         return ArrayBlock(ids, values, more)
+
+    def note_taken(self, left: int) -> None:
+        """See `SlotWatch.note_taken`."""
+        if self._free is not None:
+            self._free.note_taken(left)
+
+    def _next_free(self, most: int) -> ArrayBlock | None:
+        """Return free slots, whose place is their position in the stack, from 1."""
+        if self._free is not None:
+            start, slots = self._free.next_slots(most)
+            if len(slots):
+                values = np.zeros(len(slots), self.dtype)
+                values["version"] = self._reader.slots.version[slots]
+                values["sampler"] = np.arange(start + 1, start + len(slots) + 1)
+                return ArrayBlock(slots, values, NO_MORE)
+        self._end()
+        return None
 
     def _read(self, ids: Rows) -> tuple[NDArray[np.void], NDArray[np.int64]]:
         values = self._reader.values(ids)
@@ -145,7 +169,7 @@ class TableCut:
         """The table owes nothing to this cut any more."""
         if self._watch.cut is self:
             self._watch.cut = None
-        self._undo, self._more = [], {}
+        self._undo, self._more, self._free = [], {}, None
         self._entry = self._entry[:0]
 
     def finish(self, committed: bool, max_slots: int = 1 << 20) -> bool:
@@ -169,6 +193,3 @@ class TableCut:
             self._watch.is_saved = True
         self._watch.thaw(self._dirty)
         return False
-
-
-__all__ = ["NO_MORE", "TableCut"]

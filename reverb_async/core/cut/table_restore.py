@@ -67,7 +67,7 @@ def _restore(
     for block in image.blocks():
         writer.write(block)
     live, out = writer.items()
-    slots.adopt(layouts, high_water)
+    slots.adopt(layouts, high_water, table.sampler_place)
     if np.count_nonzero(slots.times_sampled[:high_water] < slots.unsettled[:high_water]):
         raise InvalidArgument("an item was drawn more often than it was sampled")
     used = np.concatenate([live, out])
