@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(*(table.summary() for table in config.tables), sep="\n")
         return 0
     _allow_many_files()
-    with StopSignals() as stop, rare_full_collections(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with StopSignals() as stop, rare_full_collections(), asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_serve(config, tables, stop))
 
 
@@ -213,7 +213,7 @@ def rare_full_collections() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """Return uvloop's where it is installed, else None: asyncio's own."""
     try:
         import uvloop

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from benchmarks.subject import Subject
-from benchmarks.subjects import latency, memory, reverb_clients, sampling, scaling, sustained, sweeps, writing
+from benchmarks.subjects import checkpoints, latency, memory, reverb_clients, sampling, scaling, sustained, sweeps, writing
 
 SUBJECTS: dict[str, Subject] = {
     subject.name: subject
-    for module in (sampling, writing, latency, memory, scaling, sustained, sweeps)
+    for module in (sampling, writing, latency, memory, checkpoints, scaling, sustained, sweeps)
     for subject in module.SUBJECTS
 }
 """What the command line knows."""
