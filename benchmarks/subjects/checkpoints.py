@@ -20,7 +20,7 @@ from benchmarks.payloads import SMALL_BYTES, small
 from benchmarks.result import Result, simple_result
 from benchmarks.subject import GROWTH, Measure, Options, Subject
 from benchmarks.subjects.work import BATCH, TABLE
-from reverb_async.serve import loop_factory
+from reverb_async.serve import loop_factory, rare_full_collections
 
 T = TypeVar("T")
 
@@ -132,7 +132,7 @@ def _run(work: Callable[[Path], Awaitable[T]]) -> T:
         return await work(Path(directory))
 
     with tempfile.TemporaryDirectory(prefix="reverb-async-") as directory:
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        with rare_full_collections(), asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(run())
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from reverb_async.checkpoint.image import CheckpointOnDisk
 from reverb_async.checkpoint.records import pack, unpack
+from reverb_async.core import selectors
 from reverb_async.core.rate_limiters import RateLimiter
 from reverb_async.core.spec import Signature
 from reverb_async.errors import CheckpointError, ReplayError
@@ -89,6 +90,8 @@ def described(field: str, value: Any) -> str:
     if field == "rate_limiter":
         spi, size, low, high = value
         return str(RateLimiter(spi, size, float(low), float(high)))
+    if field in ("sampler", "remover"):
+        return str(selectors.from_options(value))
     if field == "signature":
         return "None" if value is None else str(Signature.from_wire(value).nest)
     return str(value)

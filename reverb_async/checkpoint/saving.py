@@ -30,6 +30,9 @@ from reverb_async.replay import Replay
 
 T = TypeVar("T")
 
+BLOCK_SLOTS = 16_384
+"""Slots that are copied in one turn of the event loop, which takes a millisecond."""
+
 RECORD_BYTES = 4 << 20
 """Rows are written in records of about this size."""
 
@@ -124,7 +127,7 @@ class Saver:
         if taken_over:
             await jobs.add(self._copy_slots, draft, name, [number for number, _ in files[-taken_over:]], written)
             del files[-taken_over:]
-        while (block := cut.next_block()) is not None:
+        while (block := cut.next_block(BLOCK_SLOTS)) is not None:
             if len(block):
                 await jobs.add(_write_slots, draft, name, block, written)
             else:
