@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import reverb_async
 from reverb_async.config import Config, load
-from reverb_async.config.flags import CHECKPOINT_KEYS, add_checkpoint_flags, number
+from reverb_async.config.flags import CHECKPOINT_KEYS, add_checkpoint_flags, as_number
 from reverb_async.config.load import DEFAULT_GRACE_S, DEFAULT_PORT
 from reverb_async.errors import CheckpointError, InvalidArgument, ReplayError
 from reverb_async.server import Server
@@ -283,7 +283,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--grace",
-        type=number,
+        type=as_number,
         metavar="SECONDS",
         help=f"what running calls have after SIGTERM or Ctrl-C (default {DEFAULT_GRACE_S:g})",
     )

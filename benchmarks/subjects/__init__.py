@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from benchmarks.subject import Subject
-from benchmarks.subjects import checkpoints, latency, memory, reverb_clients, sampling, scaling, sustained, sweeps, writing
+from benchmarks.subjects import (
+    checkpoints,
+    latency,
+    memory,
+    reverb_clients,
+    sampling,
+    scaling,
+    sustained,
+    sweeps,
+    writing,
+)
 
 SUBJECTS: dict[str, Subject] = {
     subject.name: subject

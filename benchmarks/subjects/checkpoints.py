@@ -131,9 +131,12 @@ def _run(work: Callable[[Path], Awaitable[T]]) -> T:
     async def run() -> T:
         return await work(Path(directory))
 
-    with tempfile.TemporaryDirectory(prefix="reverb-async-") as directory:
-        with rare_full_collections(), asyncio.Runner(loop_factory=loop_factory()) as runner:
-            return runner.run(run())
+    with (
+        tempfile.TemporaryDirectory(prefix="reverb-async-") as directory,
+        rare_full_collections(),
+        asyncio.Runner(loop_factory=loop_factory()) as runner,
+    ):
+        return runner.run(run())
 
 
 def measure_times(subject: Subject, options: Options) -> Iterable[Result]:

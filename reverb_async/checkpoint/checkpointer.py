@@ -240,7 +240,8 @@ def _refusal(error: OSError, path: Path, last: str | None) -> ReplayError:
     kind = ResourceExhausted if error.errno in _FULL else CheckpointError
     kept = "there is no older one" if last is None else f"{last} is as it was"
     return kind(
-        f"the checkpoint could not be written to {path}: {error.strerror or error}; what there was of it is removed, {kept}"
+        f"the checkpoint could not be written to {path}: {error.strerror or error}; "
+        f"what there was of it is removed, {kept}"
     )
 
 

@@ -108,7 +108,7 @@ def read_rows(record: Record, specs: Sequence[ArraySpec], segment: int) -> RowVa
                 _as_array(next(buffers), "<i8", (n,)),
                 _as_array(next(buffers), "<i4", (n, len(spec.shape))),
             )
-            if n and int(variable.sizes.min()) < 0 or int(variable.sizes.sum()) != len(variable.data):
+            if (n and int(variable.sizes.min()) < 0) or int(variable.sizes.sum()) != len(variable.data):
                 raise Malformed(f"{n} sizes that add up to {int(variable.sizes.sum())}, not {len(variable.data)}")
             columns.append(variable)
         else:
@@ -170,7 +170,8 @@ def _as_array(buffer: NDArray[np.uint8], dtype: Any, shape: tuple[int, ...]) -> 
     dtype = np.dtype(dtype)
     if math.prod(shape) * dtype.itemsize != len(buffer):
         raise Malformed(f"{len(buffer)} bytes for {dtype} {list(shape)}")
-    return buffer.view(dtype).reshape(shape)
+    array: NDArray[Any] = buffer.view(dtype).reshape(shape)
+    return array
 
 
 def _scalar(kind: object) -> str:

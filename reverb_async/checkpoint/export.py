@@ -98,7 +98,5 @@ def _columns(piece: Piece, count: int) -> list[ExportedColumn]:
         length = piece.lengths[leaf.view]
         lengths = np.full(count, length, np.int64) if isinstance(length, int) else length
         name = ".".join(map(str, path)) or "data"
-        columns.append(
-            ExportedColumn(name, piece.layout.row_spec(leaf), None if leaf.squeeze else lengths, values)
-        )
+        columns.append(ExportedColumn(name, piece.layout.row_spec(leaf), None if leaf.squeeze else lengths, values))
     return columns

@@ -56,9 +56,7 @@ class _Files:
 
     def reader(self, number: int) -> RecordReader:
         """Return what reads a file."""
-        return RecordReader(
-            self._directory.segment_path(number), self._what[number], self._manifest.files[number]
-        )
+        return RecordReader(self._directory.segment_path(number), self._what[number], self._manifest.files[number])
 
     def read(self, places: Sequence[tuple[int, int]], decode: Callable[[Record], T]) -> Iterator[tuple[int, T]]:
         """Yield what stands in some records, with the numbers of their files."""
@@ -125,7 +123,9 @@ class StoreOnDisk:
             seen[rows[fresh]] = True
             columns = values.columns
             if len(fresh) < len(rows):
-                columns = [column.take(fresh) if isinstance(column, VariableRows) else column[fresh] for column in columns]
+                columns = [
+                    column.take(fresh) if isinstance(column, VariableRows) else column[fresh] for column in columns
+                ]
                 rows = rows[fresh]
             if len(rows):
                 yield RowValues(rows, columns, number)

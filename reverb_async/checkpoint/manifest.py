@@ -130,10 +130,7 @@ class Manifest:
                 {"specs": store.specs, "num_rows": store.num_rows, "rows": sorted(store.rows.items())}
                 for store in self.stores
             ],
-            "files": [
-                {"number": number, **dataclasses.asdict(facts)}
-                for number, facts in sorted(self.files.items())
-            ],
+            "files": [{"number": number, **dataclasses.asdict(facts)} for number, facts in sorted(self.files.items())],
         }
         text = json.dumps(_to_json(body), indent=1, allow_nan=False).encode()
         head = MAGIC + b'%d, "digest": "%s",\n "manifest": ' % (FORMAT, _NO_DIGEST)

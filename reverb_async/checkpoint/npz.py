@@ -19,8 +19,8 @@ def write_npz(path: Path, info: Mapping[str, NDArray[Any]], columns: Sequence[Ex
     """Write items: ``info.key`` and so on ``[n]``; per column ``data.<path>``.
 
     Columns of even length are ``[n, *shape]``. Others are all rows one after the other, and ``.offsets`` ``[n + 1]``
-    tell where each item's begin. Values of varying size are bytes (UTF-8 for text), ``.ends`` tells where each ends, and
-    ``.shapes`` the shape of each, if they are arrays.
+    tell where each item's begin. Values of varying size are bytes (UTF-8 for text), ``.ends`` tells where each ends,
+    and ``.shapes`` the shape of each, if they are arrays.
     """
     arrays: dict[str, NDArray[Any]] = {f"info.{name}": values for name, values in info.items()}
     for column in columns:

@@ -57,7 +57,9 @@ def _fixed(column: ExportedColumn) -> Any:
 
 def _variable(column: ExportedColumn, values: VariableRows) -> Any:
     if column.spec.dtype.itemsize == 0 and not column.spec.shape:
-        return pa.array(decode_rows(values, column.spec), pa.large_string() if column.spec.dtype == TEXT else pa.large_binary())
+        return pa.array(
+            decode_rows(values, column.spec), pa.large_string() if column.spec.dtype == TEXT else pa.large_binary()
+        )
     rows = [row.tolist() for row in decode_rows(values, column.spec) if isinstance(row, np.ndarray)]
     return pa.array(rows)
 

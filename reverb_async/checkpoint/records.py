@@ -234,7 +234,7 @@ class RecordReader:
                 f"one of {length} bytes with a header of {header_bytes}",
             )
         # With the prefix in front of it, so that what follows lies aligned.
-        memory = aligned_empty((length,), np.dtype(np.uint8))
+        memory: NDArray[np.uint8] = aligned_empty((length,), np.dtype(np.uint8)).view(np.uint8)
         rest = memory[_PREFIX.size :]
         _read_into(file, rest, self._path, offset)
         found = _digest_of([prefix[:_SUM_OFFSET], rest.data], offset)

@@ -110,7 +110,9 @@ class Saver:
             is_committed = self.last is manifest is not None
             if not is_committed:
                 await self._do(draft.abandon)
-            while cut.finish(is_committed):
+            is_finished = False
+            while not is_finished:
+                is_finished = not cut.finish(is_committed)
                 await asyncio.sleep(0)
         return manifest
 

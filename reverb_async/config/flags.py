@@ -7,7 +7,7 @@ import argparse
 CHECKPOINT_KEYS = ("checkpoint_dir", "checkpoint_every", "checkpoint_keep", "on_corrupt", "restore")
 
 
-def number(text: str) -> object:
+def as_number(text: str) -> object:
     """Read a number; what is none stays text, and the configuration says what is wrong with it."""
     try:
         return float(text)
@@ -21,11 +21,13 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--checkpoint-dir", metavar="PATH", help="keep checkpoints here, and start from the newest one")
     group.add_argument(
         "--checkpoint-every",
-        type=number,
+        type=as_number,
         metavar="SECONDS",
         help="time between them (default: only when a client asks for one, and after SIGTERM or Ctrl-C)",
     )
-    group.add_argument("--checkpoint-keep", type=number, metavar="N", help="how many are kept, 2 or more (default 3)")
+    group.add_argument(
+        "--checkpoint-keep", type=as_number, metavar="N", help="how many are kept, 2 or more (default 3)"
+    )
     group.add_argument(
         "--on-corrupt",
         metavar="previous|fail",

@@ -192,7 +192,8 @@ def _read_server(settings: Mapping[str, Setting]) -> ServerConfig:
         for key in ("checkpoint_every", "checkpoint_keep", "on_corrupt", "restore"):
             if key in settings:
                 raise settings[key].refuse(
-                    "it is for servers that keep checkpoints: add a directory as `checkpoint_dir` (--checkpoint-dir PATH)"
+                    "it is for servers that keep checkpoints: add a directory as `checkpoint_dir` "
+                    "(--checkpoint-dir PATH)"
                 )
     return server
 

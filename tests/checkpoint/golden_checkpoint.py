@@ -1,4 +1,4 @@
-"""Write a checkpoint of the present format into tests/checkpoint/golden: ``python tests/checkpoint/golden_checkpoint.py``.
+"""Write a checkpoint of the present format into tests/checkpoint/golden: run this file.
 
 Only once for each format: those that were released must restore for ever.
 """
@@ -57,7 +57,11 @@ async def fill(path: Path) -> None:
                 writer.append({"frame": np.full((3, 3), step, np.uint8), "name": f"step {step}"})
                 history = writer.history
                 if step >= 3:
-                    trajectory = {"frames": history["frame"][-4:], "name": history["name"][-1], "return": np.float64(step)}
+                    trajectory = {
+                        "frames": history["frame"][-4:],
+                        "name": history["name"][-1],
+                        "return": np.float64(step),
+                    }
                     await writer.create_item("steps", 1.0, trajectory=trajectory)
         await client.checkpoint()
         for name in ("replay", "uniform"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,13 @@ def values(at: np.ndarray) -> dict[str, np.ndarray]:
         "action": at.astype(np.int32),
         "done": at % 2 == 0,
     }
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until something has happened that nobody announces."""
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
 
 
 async def everything(client: ra.Client, server_tables: dict[str, ra.Table]) -> dict[str, Any]:

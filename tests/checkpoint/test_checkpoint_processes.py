@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from server_rig import NAME, fill, make_table, serving, values
 
 import reverb_async as ra
-from server_rig import NAME, fill, make_table, serving, values
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
 

@@ -6,10 +6,10 @@ import json
 
 import numpy as np
 import pytest
+from server_rig import fill, make_table, serving, values
 
 import reverb_async as ra
 from reverb_async.checkpoint.__main__ import main
-from server_rig import fill, make_table, serving, values
 
 
 def tables():

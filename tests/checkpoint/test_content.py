@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from checkpoint_rig import SPECS, some_rows, some_slots
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoint_rig import SPECS, some_rows, some_slots
 from reverb_async.checkpoint import content
 from reverb_async.checkpoint.content import Malformed
 from reverb_async.checkpoint.file_system import FileSystem

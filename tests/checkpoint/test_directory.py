@@ -6,8 +6,8 @@ import shutil
 
 import numpy as np
 import pytest
-
 from checkpoint_rig import FailingDisk, Stopped, StoppingDisk, contents, directory_at, write_checkpoint
+
 from reverb_async.checkpoint.damage import Damage
 from reverb_async.checkpoint.directory import Directory
 from reverb_async.checkpoint.loading import newest_whole, read_checkpoint
@@ -133,13 +133,18 @@ def test_every_changed_byte_is_found_and_the_previous_checkpoint_is_used(tmp_pat
 
 
 def test_every_truncation_at_the_end_of_a_record_is_found(tmp_path):
-    directory, first, second = saved(tmp_path)
+    directory, _, second = saved(tmp_path)
     for number in second.files:
         path = directory.segment_path(number)
         whole = path.read_bytes()
         what = "rows" if second.files[number].rows else "items"
         boundaries = [0, *(record.offset for record in RecordReader(path, what))]
-        for boundary in [*boundaries, *(at + 1 for at in boundaries), *(at - 1 for at in boundaries[1:]), len(whole) - 1]:
+        for boundary in [
+            *boundaries,
+            *(at + 1 for at in boundaries),
+            *(at - 1 for at in boundaries[1:]),
+            len(whole) - 1,
+        ]:
             path.write_bytes(whole[:boundary])
             with pytest.raises(Damage, match=path.name):
                 read_checkpoint(directory, 2)
@@ -154,7 +159,7 @@ def test_every_truncation_at_the_end_of_a_record_is_found(tmp_path):
 
 
 def test_a_file_in_another_ones_place_is_found(tmp_path):
-    directory, first, second = saved(tmp_path)
+    directory, _, second = saved(tmp_path)
     rows = [number for number, facts in second.files.items() if facts.rows]
     shutil.copy(directory.segment_path(rows[0]), directory.segment_path(rows[1]))
     with pytest.raises(Damage):
@@ -175,7 +180,7 @@ def test_without_a_whole_checkpoint_nothing_starts_empty_in_silence(tmp_path):
     shared = next(iter(first.files))
     directory.segment_path(shared).unlink()
     for _ in range(2):
-        with pytest.raises(CheckpointError, match="none of the 2 checkpoints .* move the directory away"):
+        with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints .* move the directory away"):
             newest_whole(directory_at(tmp_path), "previous")
 
 

@@ -6,9 +6,9 @@ import json
 import shutil
 
 import pytest
+from golden_checkpoint import GOLDEN, describe, small, tables
 
 import reverb_async as ra
-from golden_checkpoint import GOLDEN, describe, small, tables
 from reverb_async.checkpoint.records import FORMAT
 
 FORMATS = sorted(path.name for path in GOLDEN.glob("format-*") if path.is_dir())

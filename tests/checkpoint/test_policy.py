@@ -6,9 +6,9 @@ import logging
 
 import numpy as np
 import pytest
+from server_rig import NAME, fill, make_table, serving, values
 
 import reverb_async as ra
-from server_rig import NAME, fill, make_table, serving, values
 
 UNBOUNDED = ra.rate_limiters.RateLimiter(1.0, 1, -float("inf"), float("inf"))
 
@@ -29,7 +29,10 @@ async def save(path, *tables):
         ({"max_times_sampled": 4}, "max_times_sampled=0, the server's has max_times_sampled=4"),
         ({"max_bytes": 10**9}, "max_bytes=None, the server's has max_bytes=1000000000"),
         ({"signature": {"obs": ra.ArraySpec((4,), np.float32)}}, "signature=None"),
-        ({"name": "other"}, "table 'replay' with 100 items is only in the checkpoint; table 'other' is only on the serv"),
+        (
+            {"name": "other"},
+            "table 'replay' with 100 items is only in the checkpoint; table 'other' is only on the serv",
+        ),
     ],
 )
 async def test_strict_names_every_difference_and_leaves_the_checkpoint_alone(tmp_path, change, what):
