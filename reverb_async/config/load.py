@@ -12,6 +12,7 @@ from reverb_async.checkpoint import Checkpointer
 from reverb_async.checkpoint.loading import OnCorrupt
 from reverb_async.checkpoint.policy import RestorePolicy
 from reverb_async.config.choices import Settings, expand, overlay
+from reverb_async.config.flags import CHECKPOINT_KEYS
 from reverb_async.config.reverb_config import read_reverb_config
 from reverb_async.config.settings import Setting, check_keys, parse_flag, read_text, shown, table_place, to_toml
 from reverb_async.config.tables import TableConfig, read_table
@@ -73,7 +74,7 @@ class ServerConfig:
         lines.append(f"insecure = {to_toml(self.insecure)}")
         lines.append(f"reverb_compat = {to_toml(self.reverb_compat)}")
         lines.append(f"grace = {to_toml(self.grace)}")
-        for key in ("checkpoint_dir", "checkpoint_every", "checkpoint_keep", "on_corrupt", "restore"):
+        for key in CHECKPOINT_KEYS[: 1 if self.checkpoint_dir is None else None]:
             value = getattr(self, key)
             lines.append(f"# {key}: not set" if value is None else f"{key} = {to_toml(value)}")
         return "\n".join(lines) + "\n"
@@ -189,7 +190,7 @@ def _read_server(settings: Mapping[str, Setting]) -> ServerConfig:
             f"or `insecure = true` (--insecure) if everybody on that network may read and change the tables"
         )
     if server.checkpoint_dir is None:
-        for key in ("checkpoint_every", "checkpoint_keep", "on_corrupt", "restore"):
+        for key in CHECKPOINT_KEYS[1:]:
             if key in settings:
                 raise settings[key].refuse(
                     "it is for servers that keep checkpoints: add a directory as `checkpoint_dir` "
