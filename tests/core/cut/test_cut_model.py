@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from cut_rig import Disk, Saving
+from cut_rig import Disk
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from world import World, visible
 
 from reverb_async.core import rate_limiters, selectors, table_items
@@ -26,15 +26,28 @@ SELECTORS = [
 ]
 LIMITERS = [rate_limiters.MinSize(1), rate_limiters.SampleToInsertRatio(1.5, 2, 8.0), rate_limiters.Queue(6)]
 
-which_tables = st.sampled_from([[0], [1], [0, 1], [0, 1]])
+which = st.integers(0, 20)
 table = st.integers(0, 1)
 keys = st.integers(0, 11)
 priorities = st.sampled_from([0.0, 0.0, 0.5, 1.0, 1.0, 2.0, math.nan])
-known_priorities = st.sampled_from([0.0, 0.5, 1.0, 3.0])
-updates = st.lists(st.tuples(keys, known_priorities), max_size=5)
+updates = st.lists(st.tuples(keys, st.sampled_from([0.0, 0.5, 1.0, 3.0])), min_size=1, max_size=5)
 episodes = st.one_of(st.none(), st.tuples(st.integers(0, 5), st.integers(0, 2)).map(lambda e: (e[0], e[0] + e[1])))
 ranges = st.lists(st.tuples(st.integers(0, 23), st.integers(1, 4)), min_size=1, max_size=3)
-items = st.lists(st.tuples(keys, priorities, ranges, st.integers(0, 23), episodes), min_size=1, max_size=5)
+items = st.lists(st.tuples(keys, priorities, ranges, which, episodes), min_size=1, max_size=5)
+insert = st.tuples(st.just("insert"), st.sampled_from([[0], [1], [0, 1], [0, 1]]), st.integers(0, 2), items)
+change = st.one_of(
+    insert,
+    insert,
+    st.tuples(st.just("write"), st.integers(1, 8)),
+    st.tuples(st.just("let_go"), st.integers(0, 20)),
+    st.tuples(st.just("draw"), table, st.integers(1, 6)),
+    st.tuples(st.just("draw"), table, st.integers(1, 6)),
+    st.tuples(st.just("reserve"), table, st.integers(1, 3)),
+    st.tuples(st.just("settle"), which, st.booleans()),
+    st.tuples(st.just("mutate"), table, updates, st.lists(keys, max_size=2)),
+    st.tuples(st.just("rarely_reset"), table, st.integers(0, 3)),
+)
+"""A method of `World` and its arguments."""
 
 
 class CutMachine(RuleBasedStateMachine):
@@ -67,91 +80,45 @@ class CutMachine(RuleBasedStateMachine):
         self.tables = tables
         self.world = World(tables())
         self.disk = Disk(self.world.replay)
-        self.saving: Saving | None = None
-        self.expected: Any = None
         self.twin: World | None = None
-
-    def both(self, method: str, *args: Any, **more: Any) -> None:
-        answer = getattr(self.world, method)(*args, **more)
-        if self.twin is not None:
-            assert getattr(self.twin, method)(*args, **more) == answer
 
     # -- what happens -------------------------------------------------------------------------------------------------
 
-    @rule(count=st.integers(1, 8))
-    def write(self, count: int) -> None:
-        self.both("write", count)
+    def do(self, change: tuple[Any, ...]) -> None:
+        method, *args = change
+        answer = getattr(self.world, method)(*args)
+        if self.twin is not None:
+            assert getattr(self.twin, method)(*args) == answer
 
-    @rule(keep=st.integers(0, 20))
-    def let_go(self, keep: int) -> None:
-        self.both("let_go", keep)
-
-    @rule(tables=which_tables, kind=st.integers(0, 2), items=items)
-    def insert(self, tables: list[int], kind: int, items: list) -> None:
-        self.both("insert", tables, kind, items)
-
-    @rule(table=table, n=st.integers(1, 6))
-    def draw(self, table: int, n: int) -> None:
-        self.both("draw", table, n)
-
-    @rule(table=table, n=st.integers(1, 3))
-    def reserve(self, table: int, n: int) -> None:
-        self.both("reserve", table, n)
-
-    @precondition(lambda self: self.world.draws)
-    @rule(which=st.integers(0, 20), hand_back=st.booleans())
-    def settle(self, which: int, hand_back: bool) -> None:
-        self.both("settle", which, hand_back=hand_back)
+    @rule(changes=st.lists(change, min_size=1, max_size=12))
+    def go_on(self, changes: list[tuple[Any, ...]]) -> None:
+        for each in changes:
+            self.do(each)
 
     @rule(
-        table=table, updates=st.lists(st.tuples(keys, known_priorities), max_size=5), deletes=st.lists(keys, max_size=2)
+        full=st.sampled_from([False, False, True]),
+        block=st.integers(1, 4),
+        between=st.lists(st.tuples(st.integers(0, 5), change), max_size=12),
+        committed=st.sampled_from([True, True, False]),
     )
-    def mutate(self, table: int, updates: list, deletes: list) -> None:
-        self.both("mutate", table, updates, deletes)
-
-    @rule(table=table)
-    def reset(self, table: int) -> None:
-        self.both("reset", table)
-
-    @rule(table=table)
-    def dismantle(self, table: int) -> None:
-        self.world.state(table).dismantle(3)
-
-    # -- saving -------------------------------------------------------------------------------------------------------
-
-    @precondition(lambda self: self.saving is None)
-    @rule(full=st.sampled_from([False, False, True]), block=st.integers(1, 5))
-    def cut(self, full: bool, block: int) -> None:
-        self.expected = visible(self.world, settled=True)
-        self.saving = self.disk.begin(full=full, block=block)
-
-    @precondition(lambda self: self.saving is not None)
-    @rule(steps=st.integers(1, 8))
-    def step(self, steps: int) -> None:
-        for _ in range(steps):
-            self.saving.step()
-
-    @precondition(lambda self: self.saving is not None)
-    @rule()
-    def give_up(self) -> None:
-        self.saving.finish(False)
-        self.saving = None
+    def save(self, full: bool, block: int, between: list[tuple[int, tuple[Any, ...]]], committed: bool) -> None:
+        """Things change between the slices of a cut, which is committed in the end or given up where it is."""
+        expected = visible(self.world, settled=True)
+        saving = self.disk.begin(full=full, block=block)
+        for steps, each in between:
+            for _ in range(steps):
+                saving.step()
+            self.do(each)
+        saving.finish(committed)
         self.check_pins()
+        if committed:
+            restored = World(self.tables())
+            restored.replay.restore(self.disk.image)
+            found = visible(restored, settled=False)
+            for name, value in expected.items():
+                assert found[name] == value
+            self.check_rows(restored)
 
-    @precondition(lambda self: self.saving is not None)
-    @rule()
-    def commit(self) -> None:
-        self.saving.finish(True)
-        self.saving = None
-        self.check_pins()
-        restored = World(self.tables())
-        restored.replay.restore(self.disk.image)
-        found = visible(restored, settled=False)
-        for name, value in self.expected.items():
-            assert found[name] == value
-        self.check_rows(restored)
-
-    @precondition(lambda self: self.saving is None)
     @rule()
     def save_and_follow(self) -> None:
         """From now on a second server, restored from what is saved here, does all that the first one does."""
@@ -179,8 +146,6 @@ class CutMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "world"):
             return
-        if self.saving is not None:
-            self.commit()
         self.world.quiet()
         for table in range(2):
             self.world.reset(table)
@@ -199,4 +164,4 @@ def few_spare_slots() -> Iterator[None]:
 
 
 TestCutModel = CutMachine.TestCase
-TestCutModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None, derandomize=True)
+TestCutModel.settings = settings(max_examples=80, stateful_step_count=12, deadline=None, derandomize=True)

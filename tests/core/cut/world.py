@@ -148,7 +148,9 @@ class World:
             self.state(table).reserve_samples(admitted)
             self.reserved[table] += admitted
 
-    def settle(self, which: int, *, hand_back: bool) -> None:
+    def settle(self, which: int, hand_back: bool) -> None:
+        if not self.draws:
+            return
         table, draw = self.draws.pop(which % len(self.draws))
         (self.state(table).hand_back if hand_back else self.state(table).acknowledge)(draw)
 
@@ -161,6 +163,11 @@ class World:
     def reset(self, table: int) -> None:
         self.state(table).reset()
         self.reserved[table] = 0
+
+    def rarely_reset(self, table: int, unless: int) -> None:
+        if not unless:
+            self.reset(table)
+        self.state(table).dismantle(3)
 
     def quiet(self) -> None:
         """Settle everything that does not outlive a server."""
