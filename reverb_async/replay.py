@@ -154,8 +154,10 @@ class Replay:
         for name, state in states.items():
             if resume:
                 state.watch(is_saved=into[name] == name)
-            state.settle_restored()
-            self.tables[name].state = state
+            table, saved = self.tables[name], image.tables[into[name]].state["definition"]
+            limits = [(of["max_size"], of["max_bytes"]) for of in (saved, table.definition)]
+            state.settle_restored(make_room=limits[0] != limits[1])
+            table.state = state
         self.encoded.resume(image.state["encoded"])
         self.sessions.restore(image.state)
         self._next_block = (int(image.state["next_block"]) + _SKIPPED_BLOCKS) % _BLOCKS

@@ -47,7 +47,7 @@ class SlotReader:
         state = items.state[slots]
         state[state == GONE] = FREE
         values["state"] = state
-        values["unsettled"] = items.unsettled[slots]
+        values["unsettled"] = items.unsettled[slots] * (state != FREE)
         is_out = np.flatnonzero(state == OUT)
         for name, order, place in self._orders:
             places = order.peek(slots)
