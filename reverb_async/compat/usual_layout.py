@@ -54,10 +54,10 @@ _heads: dict[bytes, TensorHead] = {}
 _chunks: Templates[tuple[TensorHead, ...]] = Templates()
 """Chunks by length and whether their keys have ten bytes. They differ in keys, steps, and what is in their tensors."""
 
-_trajectories: Templates[tuple[list[int], Shape]] = Templates()
+_trajectories: Templates[tuple[list[int] | None, Shape]] = Templates()
 """Trajectories by length and the bytes that are no number's last; they differ in the keys of their slices.
 
-What is shown is a position of each slice's key among the different ones, and the shape.
+What is shown is where each slice's key occurs first, if some are the same, and the shape.
 """
 
 
@@ -72,8 +72,8 @@ def match_chunk(data: Data, start: int, stop: int) -> ChunkView | None:
         found = _match_chunk(raw)
         if found is None:
             return None
-        places, _, heads = found
-        return ChunkView(numbers[bytes(raw[places[0]])], numbers[bytes(raw[places[1]])], raw, heads)
+        (key, episode, *_), _, heads = found
+        return ChunkView(numbers[bytes(raw[key])], numbers[bytes(raw[episode])], raw, heads)
     raw = bytes(raw)
     bits = int.from_bytes(raw, "little")
     where = size, raw[_LONGEST_NUMBER - 1] & 0x80
@@ -83,9 +83,9 @@ def match_chunk(data: Data, start: int, stop: int) -> ChunkView | None:
     found = _match_chunk(raw)
     if found is None:
         return None
-    places, contents, heads = found
-    _chunks.add(where, raw, places, contents, heads)
-    return ChunkView(numbers[raw[places[0]]], numbers[raw[places[1]]], raw, heads)
+    varying, contents, heads = found
+    _chunks.add(where, raw, varying, contents, heads)
+    return ChunkView(numbers[raw[varying[0]]], numbers[raw[varying[1]]], raw, heads)
 
 
 def _match_chunk(raw: Data) -> tuple[list[slice], list[slice], tuple[TensorHead, ...]] | None:
