@@ -198,15 +198,16 @@ class HeldChunks:
             InvalidArgument: it can never enter `table`.
             CallRefused: it shows a chunk that is not here.
         """
-        held = self._chunks
+        key, _, priority, _, trajectory, shape, chunk_keys = view
         try:
-            chunks = [held[key] for key in view.chunk_keys]
+            chunks = [*map(self._chunks.__getitem__, chunk_keys)]
         except KeyError as error:
             raise missing_chunk(error.args[0]) from None
-        shown = self._recipes.find(table, view.shape, tuple([chunk.tensors for chunk in chunks]))
+        rows, _, episodes, tensors = zip(*chunks, strict=True) if chunks else ((), (), (), ())
+        fit, columns, nbytes = self._recipes.find(table, shape, tensors)
         new = tuple.__new__
-        item = new(EncodedItem, ([chunk.row for chunk in chunks], shown.columns, view.trajectory, shown.nbytes))
-        return new(IncomingItem, (table, view.key, view.priority, shown.fit, item, _span(chunks)))
+        item = new(EncodedItem, (rows, columns, trajectory, nbytes))
+        return new(IncomingItem, (table, key, priority, fit, item, _span(episodes)))
 
 
 async def _tensors(views: Sequence[ChunkView]) -> list[tuple[Tensor, ...]]:
@@ -245,10 +246,10 @@ def _fixed_tensors(heads: tuple[TensorHead, ...]) -> tuple[Tensor, ...] | None:
     return tuple([Tensor(kind, head.shape[0], kind.row_bytes, 0) for kind, head in zip(kinds, heads, strict=True)])
 
 
-def _span(chunks: Sequence[Chunk]) -> tuple[int, int]:
+def _span(episodes: Sequence[int]) -> tuple[int, int]:
     """Return the first and last episode of an item if its episodes are numbered without a gap, else the last alone."""
-    episodes = {chunk.episode for chunk in chunks}
-    if len(episodes) == 1:
-        return chunks[0].episode, chunks[0].episode
+    first = episodes[0]
+    if episodes.count(first) == len(episodes):
+        return first, first
     first, last = min(episodes), max(episodes)
-    return (first, last) if len(episodes) == last - first + 1 else (last, last)
+    return (first, last) if len(set(episodes)) == last - first + 1 else (last, last)

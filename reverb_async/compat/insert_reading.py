@@ -22,6 +22,9 @@ from reverb_async.compat.tensors import TensorHead, read_head
 from reverb_async.compat.usual_layout import match_chunk, match_item
 from reverb_async.errors import InvalidArgument
 
+_CHUNK_TAG, _ITEM_TAG = 0x0A, 0x12
+_FREQUENT_TAGS = (_CHUNK_TAG, _ITEM_TAG)
+
 
 def read_insert_request(message: Received) -> InsertRequest:
     """Read an `InsertStreamRequest`; long chunks are views of `message`.
@@ -34,7 +37,22 @@ def read_insert_request(message: Received) -> InsertRequest:
     chunks: list[ChunkView] = []
     items: list[ItemView] = []
     kept: list[int] = []
-    for number, wire_type, value, stop in fields(data, 0, len(data), "InsertStreamRequest"):
+    position, end = 0, len(data)
+    while position + 3 < end and (tag := data[position]) in _FREQUENT_TAGS:  # of fields of less than 16 KiB
+        start, size = position + 2, data[position + 1]
+        if size >= 0x80:
+            high = data[start]
+            start, size = start + 1, size - 0x80 + (high << 7)
+            if high >= 0x80:
+                break
+        if start + size > end:
+            break
+        position = start + size
+        if tag == _CHUNK_TAG:
+            chunks.append(read_chunk(data, start, position, parts))
+        else:
+            items.append(read_item(data, start, position, parts))
+    for number, wire_type, value, stop in fields(data, position, end, "InsertStreamRequest"):
         if number == 1:
             expect(wire_type, LENGTH, "InsertStreamRequest.chunks", stop)
             chunks.append(read_chunk(data, value, stop, parts))

@@ -160,10 +160,10 @@ def _match_trajectory(trajectory: bytes) -> tuple[Shape, list[int]] | None:
     where = size, bits & _GOES_ON
     for mask, value, places, (same, shape) in _trajectories.find(where, ()):
         if bits & mask == value:
-            raw = [trajectory[place] for place in places]
+            raw = [*map(trajectory.__getitem__, places)]
             distinct = dict.fromkeys(raw)
             if same == _same(raw, len(distinct)):
-                keys = [numbers[each] for each in distinct]
+                keys = [*map(numbers.__getitem__, distinct)]
                 if len(set(keys)) == len(keys):  # There may be several ways to write a number.
                     return shape, keys
     key_places: list[slice] = []
