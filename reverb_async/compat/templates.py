@@ -11,7 +11,8 @@ from typing import Generic, NamedTuple, TypeVar
 MAX_TEMPLATE_BYTES = 1 << 10
 """Longer messages are not worth it."""
 
-_MAX_REMEMBERED = 4096
+_MAX_REMEMBERED_BYTES = 1 << 19
+"""Of messages; what is known of hostile ones takes a hundred times as much."""
 _MAX_ALIKE = 8
 """In one place; beyond that those that came last are kept alone."""
 
@@ -44,6 +45,7 @@ class Templates(Generic[Shown]):
 
     def __init__(self) -> None:
         self._known: dict[Hashable, list[Template[Shown]]] = {}
+        self._nbytes = 0
         self.find: Callable[[Hashable, Sequence[Template[Shown]]], Sequence[Template[Shown]]] = self._known.get
 
     def add(
@@ -69,8 +71,10 @@ class Templates(Generic[Shown]):
         for place in contents:
             known[place] = bytes(place.stop - place.start)
         mask = int.from_bytes(known, "little")
-        if len(self._known) >= _MAX_REMEMBERED:
+        self._nbytes += len(message)
+        if self._nbytes > _MAX_REMEMBERED_BYTES:
             self._known.clear()
+            self._nbytes = len(message)
         alike = self._known.setdefault(where, [])
         if len(alike) >= _MAX_ALIKE:
             alike.clear()

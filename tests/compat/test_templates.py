@@ -24,13 +24,17 @@ def test_messages_that_differ_in_numbers_and_contents_alone_are_found() -> None:
         assert find(templates, message) == []
 
 
-def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MAX_REMEMBERED", 3)
+def test_of_messages_in_one_place_the_last_ones_are_remembered() -> None:
     templates: Templates[str] = Templates()
     for number in range(module._MAX_ALIKE + 1):
         templates.add(1, bytes([number]), [], [], str(number))
     assert [each.shown for each in templates.find(1, ())] == [str(module._MAX_ALIKE)]
-    for where in range(2, 5):
-        templates.add(where, b"a", [], [], "a")
-    assert templates.find(1, ()) == ()
-    assert templates.find(4, ()) == [Template(0xFF, 0x61, (), "a")]
+
+
+def test_what_is_remembered_is_bounded_by_the_bytes_of_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MAX_REMEMBERED_BYTES", 10)
+    templates: Templates[str] = Templates()
+    for where in range(6):
+        templates.add(where, b"abc", [], [], "a")
+    assert [where for where in range(6) if templates.find(where, ())] == [3, 4, 5]
+    assert templates.find(4, ()) == [Template(0xFFFFFF, int.from_bytes(b"abc", "little"), (), "a")]
