@@ -49,19 +49,14 @@ class _Numbers(dict[bytes | None, int]):
     def __missing__(self, raw: bytes | None) -> int:
         if len(self) >= _MAX_REMEMBERED:
             self.clear()
-        value = self[raw] = _value(raw) if raw else 0
+        value = sum(map(getitem, _WORTH, raw)) if raw else 0
+        if raw and (len(raw) > 10 or value >= 1 << 64):
+            raise InvalidArgument(f"the number of the bytes {raw[:11].hex()} is longer than 64 bits")
+        self[raw] = value
         return value
 
 
 numbers = _Numbers()
-
-
-def _value(raw: bytes) -> int:
-    if len(raw) <= 10:
-        value = sum(map(getitem, _WORTH, raw))
-        if value < 1 << 64:
-            return value
-    raise InvalidArgument(f"the number of the bytes {raw[:11].hex()} is longer than 64 bits")
 
 
 def as_data(message: Received) -> Data:
