@@ -202,6 +202,10 @@ class RowStore:
         """Add a reference to each of `rows`."""
         self._holds.retain(rows)
 
+    def settle(self, rows: Rows) -> None:
+        """Turn the lease of `rows`, of which nobody else knows yet, into a reference to each."""
+        self._holds.settle(rows)
+
     def release(self, rows: Rows) -> None:
         """Take a reference from each of `rows`; those without any hold left are free."""
         freed = self._holds.release(rows)
@@ -235,11 +239,12 @@ class RowStore:
 
     def _drop_blobs(self, column: int, rows: slice | Rows) -> None:
         handles = self.columns[column][rows]
+        if not handles.any():
+            return
+        assert self._blobs is not None
         held = handles[handles != 0]
-        if len(held):
-            assert self._blobs is not None
-            self.columns[column][rows] = 0
-            self._blobs.release(held)
+        self.columns[column][rows] = 0
+        self._blobs.release(held)
 
     def trim(self, max_rows: int = _TRIM_ROWS) -> bool:
         """Give memory of free rows back, all but a slack of 1/8 of the rows in use (4 MB at least while any is).
