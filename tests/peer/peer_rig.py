@@ -9,10 +9,12 @@ import re
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,8 +142,8 @@ class GenuineServers:
     def __init__(self, python: Path) -> None:
         self._server = Peer(python, ["unshare", "-rn"])
         pid = self._server.call("genuine_server", "enter")
-        enter = ["nsenter", "--preserve-credentials", "--user", "--net", "--target", str(pid), "--"]
-        self.client = Peer(python, enter)
+        self._enter = ["nsenter", "--preserve-credentials", "--user", "--net", "--target", str(pid), "--"]
+        self.client = Peer(python, self._enter)
 
     @staticmethod
     def are_possible() -> bool:
@@ -154,6 +156,23 @@ class GenuineServers:
         """Start a server instead of the one before; return its address."""
         address: str = self._server.call("genuine_server", "serve", config=config)
         return address
+
+    def stop(self) -> None:
+        """Stop the server."""
+        self._server.call("genuine_server", "stop")
+
+    @contextmanager
+    def reachable(self, address: str) -> Iterator[str]:
+        """Let clients outside of the namespace reach a server; give the address they use."""
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            number, port = listening.fileno(), address.rpartition(":")[2]
+            command = [*self._enter, sys.executable, str(DRIVERS / "relay.py"), str(number), port]
+            relay = subprocess.Popen(command, pass_fds=[number])
+            try:
+                yield f"127.0.0.1:{listening.getsockname()[1]}"
+            finally:
+                relay.kill()
+                relay.wait()
 
     def close(self) -> None:
         """End all."""
