@@ -64,7 +64,8 @@ class Portion:
         self._name = table.name
         self._nbytes = nbytes
         self._infos = SampleInfos(
-            draw.keys, draw.priorities, draw.times_sampled, draw.probabilities, draw.table_sizes, draw.rate_limited
+            *(draw.keys, draw.priorities, draw.times_sampled, draw.probabilities, draw.table_sizes),
+            *(draw.rate_limited, draw.inserted_at),
         )
         self._parts: list[tuple[NDArray[np.intp] | None, EncodedPart | NativePart]] = []
         self._is_pinned = False

@@ -27,6 +27,7 @@ class SampleInfos(NamedTuple):
         probabilities: float64.
         table_sizes: int, items in the table when each was drawn.
         rate_limited: bool, whether the draw had to wait.
+        inserted_at: float64, when each item was inserted, in seconds since the epoch.
     """
 
     keys: NDArray[np.uint64]
@@ -35,6 +36,7 @@ class SampleInfos(NamedTuple):
     probabilities: ArrayLike
     table_sizes: ArrayLike
     rate_limited: ArrayLike
+    inserted_at: ArrayLike
 
 
 @lru_cache(maxsize=4096)
@@ -168,7 +170,9 @@ def write_sample_response(table: str, infos: SampleInfos, samples: Sequence[tupl
     table_field = _text(0x12, table)
     priorities, times_sampled = _doubles(infos.priorities, count), _padded(infos.times_sampled, count)
     of_items = _records(
-        count, b"\x08", padded_varints(infos.keys, 10), table_field, b"\x29", priorities, b"\x30", times_sampled
+        count,
+        *(b"\x08", padded_varints(infos.keys, 10), table_field, b"\x29", priorities, b"\x30", times_sampled),
+        *(b"\x3a\x0c\x08", *_timestamps(infos.inserted_at, count)),
     )
     probabilities, table_sizes = _doubles(infos.probabilities, count), _padded(infos.table_sizes, count)
     rate_limited = _padded(infos.rate_limited, count)
@@ -206,6 +210,14 @@ def _padded(values: ArrayLike, count: int) -> NDArray[np.uint8]:
     """Return whole numbers from 0 as varints ``[count, width]``, padded to the longest: so all are written at once."""
     numbers = np.broadcast_to(np.asarray(values, np.int64), (count,))
     return padded_varints(numbers, max(1, -(-int(numbers.max(initial=0)).bit_length() // 7)))
+
+
+def _timestamps(seconds: ArrayLike, count: int) -> tuple[NDArray[np.uint8], bytes, NDArray[np.uint8]]:
+    """Return the two fields of `Timestamp` messages of 12 bytes, but for the first one's tag."""
+    since_epoch = np.broadcast_to(np.asarray(seconds, np.float64), (count,)).clip(0, (1 << 34) - 1)
+    whole = np.floor(since_epoch)
+    nanoseconds = (1e9 * (since_epoch - whole)).astype(np.int64)
+    return padded_varints(whole.astype(np.int64), 5), b"\x10", padded_varints(nanoseconds, 5)
 
 
 def _doubles(values: ArrayLike, count: int) -> NDArray[np.uint8]:

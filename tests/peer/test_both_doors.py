@@ -61,8 +61,8 @@ async def at_their_server(genuine: GenuineServers, name: str) -> AsyncIterator[B
     async def theirs(name: str, /, **arguments: Any) -> Any:
         return await asyncio.to_thread(client.call, "doors", name, address=address, **arguments)
 
-    with genuine.reachable(address) as outside:
-        async with ra.Client(f"reverb://{outside}") as ours:
+    with genuine.reachable(address) as relay:
+        async with ra.Client(f"reverb://{relay.address}") as ours:
             yield Both(ours, theirs, address)
 
 
