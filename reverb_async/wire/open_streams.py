@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from reverb_async.errors import ReplayError, TableClosed
+
+Result = TypeVar("Result")
 
 _FAREWELL_S = 2.0
 
@@ -22,7 +24,7 @@ class OpenStreams:
         """Return how many streams are served now."""
         return len(self._tasks)
 
-    async def serve(self, handle: Callable[[], Awaitable[None]]) -> None:
+    async def serve(self, handle: Callable[[], Awaitable[Result]]) -> Result:
         """Run a stream's handler in the current task, which grpclib cancels when the client leaves.
 
         Raises:
@@ -35,7 +37,7 @@ class OpenStreams:
         try:
             self.refuse_when_closing()
             try:
-                await handle()
+                return await handle()
             except (asyncio.CancelledError, ReplayError):
                 if not task.cancelling():
                     raise

@@ -1,4 +1,4 @@
-"""A way into a network namespace: ``relay FD PORT`` passes what connects to another one's listening socket on to PORT here.
+"""A way into a network namespace: ``relay FD PORT`` passes what connects to a socket of another one on to PORT here.
 
 Needs nothing but Python. A connection that is refused or cut here is cut there.
 """
