@@ -153,8 +153,8 @@ def test_the_generated_class_reads_the_sample_responses_we_write(table, samples,
         priorities=np.array([item.priority for item, _ in samples]),
         times_sampled=of_each(st.integers(0, 2**31 - 1), np.int64),
         probabilities=of_each(st.floats(0, 1), np.float64),
-        table_sizes=of_each(st.integers(0, 2**63 - 1), np.int64),
-        rate_limited=of_each(st.booleans(), np.bool_),
+        table_sizes=of_each(st.integers(0, 2**35 - 1), np.int64),
+        rate_limited=data.draw(st.booleans()),
         inserted_at=of_each(st.floats(0, 2**33), np.float64),
     )
     parts = [
@@ -162,7 +162,7 @@ def test_the_generated_class_reads_the_sample_responses_we_write(table, samples,
         for item, chunks in samples
     ]
     response = pb.SampleStreamResponse.parse(write_sample_response(table, infos, parts))
-    rows = zip(*(np.asarray(column).tolist() for column in infos), strict=True)
+    rows = zip(*(np.broadcast_to(column, len(samples)).tolist() for column in infos), strict=True)
     for entry, row, (trajectory, raw_chunks) in zip(response.entries, rows, parts, strict=True):
         item = entry.info.item
         read = (item.key, item.priority, item.times_sampled)
