@@ -15,6 +15,7 @@ from reverb_async.compat.scanning import Data, padded_varints, varint
 
 _DOUBLE = struct.Struct("<d")
 _END_OF_SEQUENCE = b"\x18\x01"
+_MAX_LEADS = 4096
 _INFO_WIDTH = 1 + 8 + 1 + 5 + 2
 """Bytes of a `SampleInfo`'s fields but its item."""
 
@@ -41,10 +42,27 @@ class SampleInfos(NamedTuple):
     inserted_at: ArrayLike
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=_MAX_LEADS)
 def _lead(tag: int, size: int) -> bytes:
     """Return tag and length of a field of `size` bytes."""
     return bytes([tag]) + varint(size)
+
+
+class _Leads(dict[int, bytes]):
+    """Tag and length of a field by its size; those that occurred, within bounds."""
+
+    def __init__(self, tag: int) -> None:
+        super().__init__()
+        self._tag = tag
+
+    def __missing__(self, size: int) -> bytes:
+        if len(self) >= _MAX_LEADS:
+            self.clear()
+        lead = self[size] = bytes([self._tag]) + varint(size)
+        return lead
+
+
+_FIRST, _SECOND, _EIGHTH = _Leads(0x0A), _Leads(0x12), _Leads(0x42)
 
 
 def _text(tag: int, value: str) -> bytes:
@@ -171,17 +189,18 @@ def write_sample_response(table: str, infos: SampleInfos, samples: Sequence[tupl
     pieces: list[Data] = []
     heads = _sample_heads(table, infos)
     for head, (trajectory, chunks) in zip(heads, samples, strict=True):
-        trajectory_lead = _lead(0x42, len(trajectory))
+        trajectory_lead = _EIGHTH[len(trajectory)]
         item_size = len(head) - _INFO_WIDTH + len(trajectory_lead) + len(trajectory)
-        item_lead = _lead(0x0A, item_size)
-        info_lead = _lead(0x0A, _INFO_WIDTH + len(item_lead) + item_size)
+        item_lead = _FIRST[item_size]
+        info_lead = _FIRST[_INFO_WIDTH + len(item_lead) + item_size]
         data: list[Data] = []
         size = len(_END_OF_SEQUENCE) + len(info_lead) + _INFO_WIDTH + len(item_lead) + item_size
         for chunk in chunks:
-            lead = _lead(0x12, len(chunk))
+            length = len(chunk)
+            lead = _SECOND[length]
             data += (lead, chunk)
-            size += len(lead) + len(chunk)
-        pieces += (_lead(0x0A, size), _END_OF_SEQUENCE, info_lead, head[:_INFO_WIDTH], item_lead, head[_INFO_WIDTH:])
+            size += len(lead) + length
+        pieces += (_FIRST[size], _END_OF_SEQUENCE, info_lead, head[:_INFO_WIDTH], item_lead, head[_INFO_WIDTH:])
         pieces += (trajectory_lead, trajectory, *data)
     return b"".join(pieces)
 
