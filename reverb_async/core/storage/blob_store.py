@@ -186,6 +186,11 @@ class BlobStore:
             sizes[members] = store.columns[_SIZE][rows]
         return sizes
 
+    @property
+    def largest_bytes(self) -> int:
+        """No blob is larger than this."""
+        return _CLASSES[max(self._pools, default=0)]
+
     def _located(self, handles: Handles) -> Iterator[tuple[RowStore, NDArray[np.intp], Rows]]:
         """Yield (store, positions in `handles`, rows) by class."""
         if len(handles) == 1:

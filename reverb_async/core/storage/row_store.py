@@ -47,6 +47,10 @@ class Blobs(Protocol):
     def sizes(self, handles: Handles) -> NDArray[np.int64]:
         """Return the bytes of each."""
 
+    @property
+    def largest_bytes(self) -> int:
+        """No value is larger than this."""
+
 
 class RowStore:
     """A column group: one array per column, one row per step, references and pins per row.
@@ -331,6 +335,12 @@ class RowStore:
             assert self._blobs is not None
             nbytes += self._blobs.sizes(self.columns[column][rows]) - 8  # type: ignore[arg-type]  # variable: uint64
         return nbytes
+
+    @property
+    def largest_bytes(self) -> int:
+        """No row has more bytes than this, as `bytes_of` counts them."""
+        largest = 0 if self._blobs is None else self._blobs.largest_bytes
+        return self.row_bytes + len(self._variable) * (largest - 8)
 
     def usage(self) -> StoreUsage:
         """Return how rows and memory are used. Rows a cursor keeps for later are free."""

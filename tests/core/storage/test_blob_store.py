@@ -81,6 +81,14 @@ def test_a_blob_lives_as_long_as_somebody_counts_it() -> None:
     assert store.usage().live_rows == 0
 
 
+def test_the_largest_size_is_known_without_a_look_at_the_blobs() -> None:
+    store = BlobStore(reserve_bytes=1 << 22)
+    for size in (1, 500, 70):
+        handles = put(store, b"x" * size)
+        assert store.largest_bytes >= store.sizes(handles).max()
+    assert store.largest_bytes <= 500 * 9 / 8
+
+
 def test_freed_blobs_are_replaced_in_place() -> None:
     store = BlobStore(reserve_bytes=1 << 22)
     for _ in range(50):
