@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 from grpclib.const import Status
@@ -89,6 +90,10 @@ class DeepMindService:
             request = read_mutate_request(body)
         table = self.replay.table(request.table)
         deletes = request.deletes
+        if not len(deletes) and len(request.keys) <= MAX_STEP_KEYS:
+            with suppress(InvalidArgument):  # perhaps those of keys that are not there: looked at below
+                table.mutate(request.keys, request.priorities, deletes)
+                return b""
         keys, priorities = await to_be_set(table, request)
         for start in range(0, len(deletes), MAX_STEP_KEYS):
             table.mutate(keys[:0], priorities[:0], deletes[start : start + MAX_STEP_KEYS])
