@@ -62,7 +62,7 @@ class TableCut:
 
     @cached_property
     def state(self) -> dict[str, Any]:
-        """Counts, limiter, generator and layouts as they were: values MessagePack and JSON know."""
+        """Counts, limiter, generator and layouts as they were: values MessagePack and JSON know. Safe in a thread."""
         return self._describe()
 
     @property
