@@ -122,6 +122,8 @@ class TableItems:
         if not self._detached:
             return False
         slots = self._detached[0]
+        if slots.watch is not None and slots.watch.cut is not None:  # which costs ten times as much
+            max_slots = min(max_slots, 8_192)
         stop = min(self._dismantled + max_slots, slots.high_water)
         slots.dismantle(self._dismantled, stop)
         self._dismantled = stop
@@ -168,7 +170,7 @@ class TableItems:
 
     def start_restoring(self, high_water: int) -> None:
         """Make room for slots below `high_water`, which a table with a larger `max_size` may have used."""
-        self._start_empty(high_water + _SPARE_SLOTS)
+        self._start_empty(high_water)
 
     def adopt(self, live: Rows) -> None:
         """Count the items in these slots as the table's."""

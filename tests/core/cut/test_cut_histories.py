@@ -136,7 +136,7 @@ def few_spare_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table_items, "_SPARE_SLOTS", 64)
 
 
-@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("seed", range(24))
 def test_what_is_saved_equals_what_was_there_and_who_restores_it_goes_on_alike(seed: int) -> None:
     History(seed).run()
 
