@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from reverb_async.errors import InvalidArgument
 from reverb_async.protocol.inserting import Refusal
@@ -72,8 +71,8 @@ class Session:
         self.refusals = [*self.refusals[1 - _MAX_REFUSALS :], refusal]
         self.settle(refusal.seq, refusal.count)
 
-    def snapshot(self) -> tuple[Session, int, list[tuple[int, int]], list[Refusal]]:
-        """Return what is settled now, quickly: a server has many sessions."""
+    def snapshot(self) -> Snapshot:
+        """Return what is settled now: the session, `applied_through`, `beyond` and `refusals`."""
         return self, self.applied_through, self.beyond() if self._beyond else [], self.refusals
 
     def beyond(self) -> list[tuple[int, int]]:
@@ -91,6 +90,50 @@ class Session:
         )
         if settled:
             raise InvalidArgument(f"items {seq} to {seq + count - 1} of this session were sent before")
+
+
+Snapshot: TypeAlias = tuple[Session, int, list[tuple[int, int]], list[Refusal]]
+
+
+class SessionsSnapshot:
+    """What all sessions of a server had settled at one moment."""
+
+    def __init__(self, number: int, sessions: list[Snapshot]) -> None:
+        self._number = number
+        self._sessions = sessions
+
+    def describe(self) -> dict[str, object]:
+        """Return it as values MessagePack and JSON know, for `read_sessions`."""
+        return {
+            "number": self._number,
+            "sessions": [
+                [
+                    session.identity.hex(),
+                    session.number,
+                    applied_through,
+                    [list(span) for span in beyond],
+                    [[refusal.seq, refusal.count, refusal.error] for refusal in refusals],
+                ]
+                for session, applied_through, beyond, refusals in self._sessions
+            ],
+        }
+
+
+def read_sessions(described: Any) -> tuple[int, list[Session]]:
+    """Return what `SessionsSnapshot.describe` wrote down, for `Sessions.adopt`.
+
+    Raises:
+        KeyError: or TypeError, or ValueError: it is anything else.
+    """
+    sessions = []
+    for identity, number, applied_through, beyond, refusals in described["sessions"]:
+        session = Session(bytes.fromhex(identity), int(number))
+        session.applied_through = int(applied_through)
+        session.refusals = [Refusal(int(seq), int(count), dict(error)) for seq, count, error in refusals]
+        for start, count in beyond:
+            session.settle(int(start), int(count))
+        sessions.append(session)
+    return int(described["number"]), sessions
 
 
 class Sessions:
@@ -122,31 +165,14 @@ class Sessions:
         self._forget()
         return session
 
-    def describe(self) -> dict[str, object]:
-        """Return what every session has settled, for `restore`, as values MessagePack and JSON know."""
-        return {
-            "num_sessions": self._number,
-            "sessions": [
-                [
-                    session.identity.hex(),
-                    session.number,
-                    applied_through,
-                    [list(span) for span in beyond],
-                    [[refusal.seq, refusal.count, refusal.error] for refusal in refusals],
-                ]
-                for session, applied_through, beyond, refusals in [each.snapshot() for each in self._sessions.values()]
-            ],
-        }
+    def snapshot(self) -> SessionsSnapshot:
+        """Return what every session has settled now, to be written down later: there may be many."""
+        return SessionsSnapshot(self._number, [session.snapshot() for session in self._sessions.values()])
 
-    def restore(self, described: Mapping[str, Any]) -> None:
-        """Remember the sessions of an earlier server, which none of ours may have had; they begin to age now."""
-        self._number = int(described["num_sessions"])
-        for identity, number, applied_through, beyond, refusals in described["sessions"]:
-            session = Session(bytes.fromhex(identity), int(number))
-            session.applied_through = int(applied_through)
-            session.refusals = [Refusal(*refusal) for refusal in refusals]
-            for start, count in beyond:
-                session.settle(int(start), int(count))
+    def adopt(self, saved: tuple[int, list[Session]]) -> None:
+        """Remember the sessions of an earlier server, of which none is open here; they begin to age now."""
+        self._number, sessions = saved
+        for session in sessions:
             self._sessions[session.identity] = session
             self.detach(session)
 

@@ -50,7 +50,7 @@ class DeepMindService:
         self.encoded = replay.encoded
         self.encoded.decode = decode_chunk_tensor
         self.recipes = Recipes(ColumnLayouts(self.encoded))
-        self.episodes = EpisodeBook()
+        self.episodes = EpisodeBook(replay.episodes)
         self.native_items = NativeItems()
         # Clients keep signatures until it changes.
         self._tables_state_id = (secrets.randbits(64), secrets.randbits(63) + 1)

@@ -5,6 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 
+class EpisodeRanges:
+    """Hands out ranges of numbers for the episodes of clients that name theirs otherwise.
+
+    Attributes:
+        next: the first number that nobody was given; numbers below 2**62 belong to sessions of native writers.
+    """
+
+    def __init__(self) -> None:
+        self.next = 1 << 62
+
+    def claim(self, count: int) -> int:
+        """Return the first of `count` numbers that nobody else uses."""
+        first, self.next = self.next, self.next + count
+        return first
+
+
 class EpisodeCounter:
     """Counts distinct episodes, and those whose last item has gone; Reverb's `num_episodes` and `num_deleted_episodes`.
 

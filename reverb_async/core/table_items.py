@@ -111,12 +111,9 @@ class TableItems:
 
     def reset(self) -> None:
         """Forget all items and counts in O(1); `dismantle` gives their memory back, a slice at a time."""
-        watch = self.slots.watch
         self._detached.append(self.slots)
         self.generation += 1
         self._start_empty()
-        if watch is not None:
-            self.watch()
         self.limiter.reset()
         self._emit(ChangeKind.RESET, np.zeros(0, np.int64), None)
 
@@ -156,7 +153,7 @@ class TableItems:
             stores: the number of each store that items of the table may have rows of.
             definition: what is told of the table; ``sampler`` and ``remover`` must be their options.
         """
-        if self.slots.watch is None:
+        if self.slots.watch is None:  # this is the first cut, or the first after a reset
             self.watch()
         watch = self.slots.watch
         assert watch is not None

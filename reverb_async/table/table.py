@@ -150,6 +150,23 @@ class Table:
             rng=np.random.default_rng(config["seed"]),
         )
 
+    def adopt(self, state: TableState, saved: Mapping[str, Any], *, resume: bool) -> None:
+        """Take a state that was restored, which nobody uses yet.
+
+        Args:
+            state: from `new_state`, filled.
+            saved: the definition it had when it was saved.
+            resume: note what changes from here on, for the next cut.
+        """
+        mine = self.definition
+        if resume:  # unless the items have other places now
+            state.watch(is_saved=all(mine[name] == saved[name] for name in ("name", "sampler", "remover")))
+        state.settle_restored(make_room=any(mine[name] != saved[name] for name in ("max_size", "max_bytes")))
+        state.listeners = self.state.listeners
+        self.state = state
+        live = state.live_slots()
+        self._last_insert = float(state.slots.inserted_at[live].max()) if len(live) else 0.0
+
     @property
     def definition(self) -> dict[str, Any]:
         """The arguments the table was made with, as values MessagePack and JSON know."""

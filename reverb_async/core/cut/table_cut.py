@@ -16,10 +16,11 @@ from reverb_async.core.cut.slot_watch import SlotWatch
 from reverb_async.core.runs import Rows
 from reverb_async.core.slots import FREE, LIVE, OUT
 
-MAX_BLOCK_SLOTS = 65_536
+BLOCK_SLOTS = 16_384
+"""As many take a few milliseconds, also where the memory for them is new."""
 MAX_BLOCK_BYTES = 4 << 20
-_SCANNED = 1 << 20
-"""Slots that one call looks at: a byte or two of each."""
+_SCANNED = 1 << 18
+"""Slots that one call looks at: a few bytes of each."""
 _CHUNK = 4096
 """Images per piece of the undo log."""
 
@@ -100,7 +101,7 @@ class TableCut:
         for slot in np.unique(more[:, 0]).tolist() if len(more) else ():
             self._more[slot] = more[more[:, 0] == slot]
 
-    def next_block(self, max_slots: int = MAX_BLOCK_SLOTS) -> ArrayBlock | None:
+    def next_block(self, max_slots: int = BLOCK_SLOTS) -> ArrayBlock | None:
         """Return the next slots as they were, in ascending order, at most 4 MB; None at the end.
 
         A block may be empty. A table whose last block was fetched pays for the cut no more.

@@ -39,6 +39,7 @@ class World:
         self.steps: list[int] = []
         self.actions: list[int] = []
         self.chunks: list[int] = []
+        self.stores: tuple[RowStore, ...] = ()
         self.num_written = 0
 
     def state(self, table: int) -> TableState:
@@ -62,7 +63,7 @@ class World:
             self.actions += row.tolist()
             chunk = np.arange(10 * number, 10 * number + 4).tobytes() + b"c" * (number % 40)
             self.chunks += self.replay.encoded.add_chunks([chunk], np.array([number], np.uint64)).tolist()
-        self._stores = steps, actions  # a writer's stream keeps them alive
+        self.stores = steps, actions  # a writer's stream keeps them alive
         self.let_go(POOL)
 
     def let_go(self, keep: int) -> None:
@@ -70,7 +71,7 @@ class World:
         if not self.steps:
             return
         gone = len(self.steps) - keep
-        for store, rows in (*zip(self._stores, (self.steps, self.actions), strict=True), (None, self.chunks)):
+        for store, rows in (*zip(self.stores, (self.steps, self.actions), strict=True), (None, self.chunks)):
             for row in rows[: max(gone, 0)]:
                 one = np.array([row])
                 self.replay.encoded.drop(one) if store is None else store.unpin(one)
@@ -111,11 +112,11 @@ class World:
         ]
         views: tuple[Runs, ...] = (join(sequences),)
         leaves: tuple[Leaf, ...] = (Leaf(0, 0, False), Leaf(0, 1, False), Leaf(0, 2, False))
-        stores: tuple[RowStore, ...] = self._stores[:1]
+        stores = self.stores[:1]
         names = {"a": 0, "b": 0, "c": 0}
         if kind == 0:
             views += (Runs.of_rows(np.array([self.actions[each[3] % size] for each in items])),)
-            leaves, stores, names = (*leaves, Leaf(1, 0, True)), self._stores, {**names, "d": 0}
+            leaves, stores, names = (*leaves, Leaf(1, 0, True)), self.stores, {**names, "d": 0}
         layout = self.replay.layouts.get(flatten(names)[1], stores, leaves)
         return ItemBlock(layout, keys, priorities, views, np.array([len(s) * 8 for s in sequences]), episodes)
 
@@ -148,7 +149,9 @@ class World:
             self.state(table).reserve_samples(admitted)
             self.reserved[table] += admitted
 
-    def settle(self, which: int, *, hand_back: bool) -> None:
+    def settle(self, which: int, hand_back: bool) -> None:
+        if not self.draws:
+            return
         table, draw = self.draws.pop(which % len(self.draws))
         (self.state(table).hand_back if hand_back else self.state(table).acknowledge)(draw)
 
@@ -161,6 +164,20 @@ class World:
     def reset(self, table: int) -> None:
         self.state(table).reset()
         self.reserved[table] = 0
+
+    def dismantle(self, table: int, reset: bool) -> None:
+        if reset:
+            self.reset(table)
+        self.state(table).dismantle(3)
+
+    def empty(self) -> None:
+        """Remove all items: then no row must be left."""
+        for at in range(len(self.tables)):
+            self.reset(at)
+            while self.state(at).dismantle():
+                pass
+        usage = self.replay.storage.usage()
+        assert (usage.live_rows, usage.staged_rows) == (0, 0)
 
     def quiet(self) -> None:
         """Settle everything that does not outlive a server."""
@@ -200,7 +217,7 @@ def visible(world: World, *, settled: bool) -> dict[str, Any]:
     return {
         **{name: _table(table.state, settled) for name, table in replay.tables.items()},
         "encoded": replay.encoded.counters(),
-        "sessions": replay.sessions.describe(),
+        "sessions": replay.sessions.snapshot().describe(),
     }
 
 
