@@ -36,6 +36,9 @@ BLOCK_SLOTS = 16_384
 RECORD_BYTES = 4 << 20
 """Rows are written in records of about this size."""
 
+_OF_FREE = ("version", "sampler", "remover")
+"""What an image of a free slot has to say."""
+
 _JOB_BYTES = 64 << 20
 """Rows that one job writes, variable columns aside."""
 
@@ -222,12 +225,13 @@ class _Written:
 
 
 def _write_slots(draft: Draft, name: str, block: ArrayBlock, written: _Written) -> None:
-    """Write images of slots; of free ones, among which there is nothing to tell apart, next to nothing."""
+    """Write images of slots; of free ones only what may count, which takes next to no room."""
     is_free = block.values["state"] == FREE
     num_free = int(np.count_nonzero(is_free))
     if num_free:
         free = np.zeros(num_free, block.values.dtype)
-        free["version"] = block.values["version"][is_free]
+        for field in _OF_FREE:
+            free[field] = block.values[field][is_free]
         freed = ArrayBlock(block.ids[is_free], free, block.more[:0])
         written.note(freed, *draft.add_slots(name, freed))
         block = ArrayBlock(block.ids[~is_free], block.values[~is_free], block.more)
