@@ -155,7 +155,7 @@ class Replay:
         except BaseException as error:
             for store in restoring:
                 store.abandon()
-            if isinstance(error, KeyError | TypeError | ValueError | AttributeError):
+            if isinstance(error, KeyError | TypeError | ValueError) and not isinstance(error, InvalidArgument):
                 raise InvalidArgument(f"what was saved is not whole: {error!r}") from error
             raise
         for store in restoring:
