@@ -42,6 +42,9 @@ TARGETS = {
     "growth-uniform": 2,
     "growth-prioritized": 3,
     "info-latency": 50,
+    "checkpoint-write": 0.2,
+    "checkpoint-pause": 20,
+    "checkpoint-increment": 0.05,
 }
 RATIOS = {
     "sample-uniform": 24,
