@@ -168,7 +168,7 @@ class TableItems:
 
     def start_restoring(self, high_water: int) -> None:
         """Make room for slots below `high_water`, which a table with a larger `max_size` may have used."""
-        self._start_empty(high_water + _SPARE_SLOTS)
+        self._start_empty(high_water)
 
     def adopt(self, live: Rows) -> None:
         """Count the items in these slots as the table's."""

@@ -148,6 +148,18 @@ def test_a_sampled_out_item_is_saved_with_its_unsettled_draws_and_counted_as_not
     assert cut.state["limiter"] == [2, 0, 1]
 
 
+def test_draws_and_their_return_are_changes() -> None:
+    rig = Rig(sampler=selectors.Fifo())
+    rig.put(1, 2)
+    rig.committed()
+    draw = rig.state.draw(2)
+    cut = rig.cut()
+    rig.state.hand_back(draw)
+    assert [block.values["times_sampled"].tolist() for block in rest(cut)] == [[2]]
+    end(cut)
+    assert [block.values["times_sampled"].tolist() for block in rest(rig.cut())] == [[0]]
+
+
 def test_reserved_samples_are_not_counted() -> None:
     rig = Rig()
     rig.put(1)
