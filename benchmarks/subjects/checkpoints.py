@@ -31,8 +31,8 @@ WARM_UP_S = 1.0
 _AT_ONCE = 65_536
 _PROBE_S = 0.001
 
-SECONDS = Measure("latency", "s", "lower")
-PAUSE_MS = Measure("latency", "ms", "lower")
+SECONDS = Measure("duration", "s", "lower")
+PAUSE_MS = Measure("duration", "ms", "lower")
 
 
 @asynccontextmanager

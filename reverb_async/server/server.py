@@ -95,7 +95,10 @@ class Server:
         self._closed = False
         self._tick: asyncio.TimerHandle | None = None
         self.last_steps: list[Callable[[], Awaitable[None]]] = []
-        """What `close` does at last, in this order: every call has ended, and nothing changes the tables any more."""
+        """What `close` does at last, in this order: every call has ended, and nothing changes the tables any more.
+
+        Also after `start` has failed; whether it had succeeded `self._tick` tells, which is set by then.
+        """
 
     async def __aenter__(self) -> Server:
         await self.start()

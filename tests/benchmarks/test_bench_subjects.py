@@ -45,6 +45,10 @@ TARGETS = {
     "checkpoint-write": 0.2,
     "checkpoint-pause": 20,
     "checkpoint-increment": 0.05,
+    "recovery": 3,
+    "cuts-insert": 60,
+    "cuts-insert-batch": 60,
+    "cuts-writer": 60,
 }
 RATIOS = {
     "sample-uniform": 24,
