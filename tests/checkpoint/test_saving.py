@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -104,3 +105,26 @@ async def test_after_a_stop_at_any_call_of_a_save_a_server_has_the_old_checkpoin
     assert len(seen) > 30
     assert seen == sorted(seen)
     assert seen[-1]
+
+
+async def test_a_cancelled_save_leaves_nothing_and_the_next_one_goes_on(tmp_path):
+    writer = Writer(directory_at(tmp_path))
+    writer.change(0)
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    cancelled = 0
+    for turns in range(0, 400, 3):
+        task = asyncio.create_task(writer.saver.save(lambda: None))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if task.done():
+            break
+        cancelled += 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert sorted(path.name for path in tmp_path.rglob("*")) == before
+    else:
+        await writer.saver.save(lambda: None)
+    assert cancelled > 5
+    writer.thread.shutdown()
+    assert held(tmp_path) is not None
