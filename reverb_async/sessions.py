@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 from reverb_async.errors import InvalidArgument
 from reverb_async.protocol.inserting import Refusal
@@ -71,9 +71,10 @@ class Session:
         self.refusals = [*self.refusals[1 - _MAX_REFUSALS :], refusal]
         self.settle(refusal.seq, refusal.count)
 
-    def snapshot(self) -> Snapshot:
-        """Return what is settled now: the session, `applied_through`, `beyond` and `refusals`."""
-        return self, self.applied_through, self.beyond() if self._beyond else [], self.refusals
+    @property
+    def has_gaps(self) -> bool:
+        """Whether `beyond` has ranges."""
+        return bool(self._beyond)
 
     def beyond(self) -> list[tuple[int, int]]:
         """Return settled ranges (seq, count) that do not follow `applied_through`."""
@@ -92,31 +93,29 @@ class Session:
             raise InvalidArgument(f"items {seq} to {seq + count - 1} of this session were sent before")
 
 
-Snapshot: TypeAlias = tuple[Session, int, list[tuple[int, int]], list[Refusal]]
-
-
 class SessionsSnapshot:
-    """What all sessions of a server had settled at one moment."""
+    """What all sessions of a server have settled at this moment, to be written down later: there may be many."""
 
-    def __init__(self, number: int, sessions: list[Snapshot]) -> None:
+    def __init__(self, number: int, sessions: list[Session]) -> None:
         self._number = number
         self._sessions = sessions
+        self._applied_through = [session.applied_through for session in sessions]
+        # Most have neither; what is read here is replaced when it changes, or copied.
+        self._more = {
+            at: (session.beyond(), session.refusals)
+            for at, session in enumerate(sessions)
+            if session.refusals or session.has_gaps
+        }
 
     def describe(self) -> dict[str, object]:
         """Return it as values MessagePack and JSON know, for `read_sessions`."""
-        return {
-            "number": self._number,
-            "sessions": [
-                [
-                    session.identity.hex(),
-                    session.number,
-                    applied_through,
-                    [list(span) for span in beyond],
-                    [[refusal.seq, refusal.count, refusal.error] for refusal in refusals],
-                ]
-                for session, applied_through, beyond, refusals in self._sessions
-            ],
-        }
+        described = []
+        for at, (session, applied_through) in enumerate(zip(self._sessions, self._applied_through, strict=True)):
+            beyond, refusals = self._more.get(at, ([], []))
+            told = [[refusal.seq, refusal.count, refusal.error] for refusal in refusals]
+            gaps = [list(span) for span in beyond]
+            described.append([session.identity.hex(), session.number, applied_through, gaps, told])
+        return {"number": self._number, "sessions": described}
 
 
 def read_sessions(described: Any) -> tuple[int, list[Session]]:
@@ -166,8 +165,8 @@ class Sessions:
         return session
 
     def snapshot(self) -> SessionsSnapshot:
-        """Return what every session has settled now, to be written down later: there may be many."""
-        return SessionsSnapshot(self._number, [session.snapshot() for session in self._sessions.values()])
+        """Return what every session has settled now."""
+        return SessionsSnapshot(self._number, list(self._sessions.values()))
 
     def adopt(self, saved: tuple[int, list[Session]]) -> None:
         """Remember the sessions of an earlier server, of which none is open here; they begin to age now."""

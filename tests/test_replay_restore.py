@@ -13,6 +13,7 @@ from helpers import Items, keys_of, no_keys
 
 from reverb_async import rate_limiters, selectors
 from reverb_async.core.cut.image import ArrayBlock, RowValues
+from reverb_async.core.spec import ArraySpec
 from reverb_async.errors import InvalidArgument, TableNotFound
 from reverb_async.protocol.hello import KEYS_PER_BLOCK
 from reverb_async.protocol.inserting import Refusal
@@ -187,6 +188,7 @@ def test_a_definition_survives_being_written_down() -> None:
         rate_limiter=rate_limiters.RateLimiter(2.0, 3, float("-inf"), 7.5),
         max_times_sampled=4,
         max_bytes=1000,
+        signature={"obs": ArraySpec((None, 4), np.float32), "text": ArraySpec((), str)},
         seed=9,
     )
     again = Table.from_definition(table.definition)

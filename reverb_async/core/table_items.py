@@ -122,6 +122,8 @@ class TableItems:
         if not self._detached:
             return False
         slots = self._detached[0]
+        if slots.watch is not None and slots.watch.cut is not None:  # which costs ten times as much
+            max_slots = min(max_slots, 8_192)
         stop = min(self._dismantled + max_slots, slots.high_water)
         slots.dismantle(self._dismantled, stop)
         self._dismantled = stop
