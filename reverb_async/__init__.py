@@ -1,6 +1,7 @@
 """Asyncio-native experience replay: tables, rate limiters and batches for actors and learners that are coroutines."""
 
 from reverb_async.checkpoint import Checkpointer
+from reverb_async.client import events
 from reverb_async.client.client import Client
 from reverb_async.client.sampling.batch import Batch, BatchInfo, Sample, SampleInfo
 from reverb_async.client.sampling.sampler import BatchSampler, Sampler
@@ -65,6 +66,7 @@ __all__ = [
     "TrajectoryColumn",
     "TrajectoryWriter",
     "Unavailable",
+    "events",
     "rate_limiters",
     "selectors",
 ]

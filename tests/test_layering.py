@@ -25,7 +25,7 @@ ALLOWED = {
     "sessions": ["errors", "protocol"],
     "saving": ["core"],
     "replay": ["core", "errors", "protocol", "saving", "sessions", "table"],
-    "checkpoint": ["checkpoint", "compat.tensors", "core", "errors", "replay", "table"],
+    "checkpoint": ["checkpoint", "compat.tensors", "core", "errors", "replay", "saving", "table"],
     "service": ["core", "errors", "protocol", "replay", "service", "sessions", "table", "waiting"],
     "wire": ["client.transport", "core", "errors", "protocol", "wire"],
     "client": ["client", "core", "errors", "protocol", "waiting"],

@@ -7,6 +7,7 @@ from benchmarks.subjects import (
     checkpoints,
     latency,
     memory,
+    recovery,
     reverb_clients,
     sampling,
     scaling,
@@ -17,7 +18,7 @@ from benchmarks.subjects import (
 
 SUBJECTS: dict[str, Subject] = {
     subject.name: subject
-    for module in (sampling, writing, latency, memory, checkpoints, scaling, sustained, sweeps)
+    for module in (sampling, writing, latency, memory, checkpoints, scaling, sustained, recovery, sweeps)
     for subject in module.SUBJECTS
 }
 """What the command line knows."""

@@ -80,6 +80,11 @@ class Server:
             raise InvalidArgument(f"port must be an int from 0 (any free one) to 65535, or None, got {port!r}")
         self._listening: list[ReplayServer] = []
         self._handlers: ReplayHandlers | None = None
+        if checkpointer is not None and not isinstance(checkpointer, Checkpointer):
+            raise InvalidArgument(
+                f"checkpointer must be a reverb_async.Checkpointer, such as Checkpointer('checkpoints'), "
+                f"got {checkpointer!r:.60}"
+            )
         self._reverb_compat = reverb_compat
         self._deepmind: DeepMindHandlers | None = None
         self._checkpointer = checkpointer
@@ -90,7 +95,10 @@ class Server:
         self._closed = False
         self._tick: asyncio.TimerHandle | None = None
         self.last_steps: list[Callable[[], Awaitable[None]]] = []
-        """What `close` does at last, in this order: every call has ended, and nothing changes the tables any more."""
+        """What `close` does at last, in this order: every call has ended, and nothing changes the tables any more.
+
+        Also after `start` has failed; whether it had succeeded `self._tick` tells, which is set by then.
+        """
 
     async def __aenter__(self) -> Server:
         await self.start()

@@ -132,6 +132,7 @@ class InsertStream:
         session = self._session
         self._outbox.applied_through = session.applied_through
         self._outbox.applied = session.beyond()
+        self._outbox.epoch = self._replay.epoch
         self._outbox.refused = list(session.refusals)
         self._next_seq = session.applied_through + 1
 

@@ -317,6 +317,11 @@ def test_options_that_cannot_work_are_refused(tmp_path, options, what):
         ra.Checkpointer(tmp_path, **options)
 
 
+def test_a_path_is_no_checkpointer(tmp_path):
+    with pytest.raises(ra.InvalidArgument, match="such as Checkpointer"):
+        ra.Server([make_table()], checkpointer=str(tmp_path))
+
+
 async def test_one_checkpointer_serves_one_server(tmp_path):
     async with serving(tmp_path) as (_, checkpointer):
         other = ra.Server([make_table()], port=None, checkpointer=checkpointer)

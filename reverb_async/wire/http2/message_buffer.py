@@ -61,6 +61,8 @@ class MessageBuffer:
         self.stopped = False
         """Nothing more is taken, for `finish` was called and what had begun to arrive is here."""
         self._dropped = False
+        self._is_deaf = False  # stopped or dropped: credit for what comes goes back at once
+        self._most_unread = MAX_UNREAD
         self._waiter: asyncio.Future[None] | None = None
         self.take: Callable[[Body], bool] | None = None
         """Is offered short messages while somebody waits for one; returns whether it took it."""
@@ -139,7 +141,7 @@ class MessageBuffer:
 
     def feed(self, data: memoryview) -> None:
         """Take the stream's next bytes; they are copied."""
-        if self._dropped or self.stopped:
+        if self._is_deaf:
             self._stream.credit(len(data))
             return
         if self._backlog:
@@ -165,7 +167,7 @@ class MessageBuffer:
     def _parse(self, data: memoryview) -> int:
         """Take the stream's next bytes until too many messages are unread or one is refused; return how many."""
         position, end = 0, len(data)
-        while position < end and not (self._refused or self.stopped) and len(self._messages) < MAX_UNREAD:
+        while position < end and not self._refused and len(self._messages) < self._most_unread:
             if self._size < 0:
                 stop = min(end, position + PREFIX_BYTES - len(self._prefix))
                 self._prefix += data[position:stop]
@@ -206,14 +208,15 @@ class MessageBuffer:
 
     def _stop_if_whole(self) -> None:
         if self._size < 0 and not (self._prefix or self._backlog or self._ended):
-            self.stopped = True
+            self.stopped = self._is_deaf = True
+            self._most_unread = 0
             self.eof()
 
     def drop(self) -> None:
         """Forget everything, now and what is to come, and return the credit for it."""
         if self._dropped:
             return
-        self._dropped = True
+        self._dropped = self._is_deaf = True
         self.take = None
         owed = sum(owed for _, owed, _ in self._messages) + self._withheld + len(self._backlog)
         owed += len(self._prefix) if self._size < 0 else PREFIX_BYTES + self._filled - self._credited
