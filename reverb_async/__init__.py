@@ -1,5 +1,6 @@
 """Asyncio-native experience replay: tables, rate limiters and batches for actors and learners that are coroutines."""
 
+from reverb_async.checkpoint import Checkpointer
 from reverb_async.client import events
 from reverb_async.client.client import Client
 from reverb_async.client.sampling.batch import Batch, BatchInfo, Sample, SampleInfo
@@ -39,6 +40,7 @@ __all__ = [
     "BatchInfo",
     "BatchSampler",
     "CheckpointError",
+    "Checkpointer",
     "Client",
     "Closed",
     "DeadlineExceeded",

@@ -48,7 +48,7 @@ class InProcessTransport:
     async def checkpoint(self) -> str:
         """Write a checkpoint and return its path."""
         self._check_open()
-        return self._service.checkpoint()
+        return await self._service.checkpoint()
 
     def finish(self) -> None:
         """Let all streams do what they have been asked for, then end."""

@@ -353,9 +353,12 @@ class Client:
             return dict(await connector.describe())
 
     async def checkpoint(self, *, timeout: float | None = None) -> str:
-        """Have the server write a checkpoint; return its path there.
+        """Have the server write a checkpoint of what it holds now, or somewhat later; return its path there.
+
+        Cancelling, or running out of time, leaves the server to finish it.
 
         Raises:
+            ResourceExhausted: the server's disk is full; older checkpoints are as they were.
             CheckpointError: it could not be written, or the server keeps everything in memory.
             DeadlineExceeded: the server did not answer in time.
         """

@@ -114,7 +114,7 @@ class ReplayHandlers(ReplayBase):
     async def checkpoint(self, message: CheckpointRequest) -> CheckpointResponse:
         """Write a checkpoint."""
         with errors_as_status():
-            return CheckpointResponse(path=self._service.checkpoint())
+            return CheckpointResponse(path=await self._service.checkpoint())
 
 
 class HealthHandlers(HealthBase):

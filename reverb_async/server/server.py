@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
+from reverb_async.checkpoint import Checkpointer
 from reverb_async.client.client import Client
 from reverb_async.compat import rpc as compat
 from reverb_async.compat.rpc import DeepMindHandlers
@@ -48,6 +49,7 @@ class Server:
         unix_path: path of a Unix socket to listen on as well.
         insecure: accept connections from other machines although nothing is encrypted and nobody is asked who they are.
         reverb_compat: serve clients of DeepMind's Reverb as well, on the same port and with the same tables.
+        checkpointer: saves the tables, and restores them in `start`; without one they live in memory only.
 
     Raises:
         InvalidArgument: no tables, duplicate names, or a host that needs `insecure`.
@@ -62,6 +64,7 @@ class Server:
         unix_path: str | os.PathLike[str] | None = None,
         insecure: bool = False,
         reverb_compat: bool = True,
+        checkpointer: Checkpointer | None = None,
     ) -> None:
         self._replay = Replay(tables)
         self._service = ReplayService(self._replay, MAX_MESSAGE_BYTES)
@@ -77,7 +80,14 @@ class Server:
             raise InvalidArgument(f"port must be an int from 0 (any free one) to 65535, or None, got {port!r}")
         self._listening: list[ReplayServer] = []
         self._handlers: ReplayHandlers | None = None
-        self._deepmind: DeepMindHandlers | None = DeepMindHandlers(self._replay) if reverb_compat else None
+        if checkpointer is not None and not isinstance(checkpointer, Checkpointer):
+            raise InvalidArgument(
+                f"checkpointer must be a reverb_async.Checkpointer, such as Checkpointer('checkpoints'), "
+                f"got {checkpointer!r:.60}"
+            )
+        self._reverb_compat = reverb_compat
+        self._deepmind: DeepMindHandlers | None = None
+        self._checkpointer = checkpointer
         self._health: HealthHandlers | None = None
         self._clients: WeakSet[Client] = WeakSet()
         self._transports: WeakSet[InProcessTransport] = WeakSet()
@@ -100,9 +110,10 @@ class Server:
         await self.close()
 
     async def start(self) -> None:
-        """Listen. A server starts once.
+        """Restore the newest checkpoint, if there is a checkpointer, and listen. A server starts once.
 
         Raises:
+            CheckpointError: what is on disk cannot be restored, see `Checkpointer`.
             InvalidArgument: the port or the path is taken, or cannot be used; or another server has one of the tables.
             Closed: it was started or closed before.
         """
@@ -110,7 +121,27 @@ class Server:
             raise Closed("this server was started before: make a new one")
         self._replay.open()
         self._stopped = asyncio.Event()
+        try:
+            await self._restore()
+            await self._open_doors()
+        except BaseException:
+            await self.close()
+            raise
+        self._look_after(asyncio.get_running_loop().time())
+
+    async def _restore(self) -> None:
+        checkpointer = self._checkpointer
+        if checkpointer is None:
+            return
+        await checkpointer.start(self._replay)
+        self._service.save = checkpointer.save
+        # What was restored is on disk: a server that could not listen has nothing to add.
+        self.last_steps.append(lambda: checkpointer.close(save=self._tick is not None))
+
+    async def _open_doors(self) -> None:
         self._handlers = ReplayHandlers(self._service)
+        if self._reverb_compat:
+            self._deepmind = DeepMindHandlers(self._replay, self._service.save)
         self._health = HealthHandlers([SERVICE] if self._deepmind is None else [SERVICE, compat.SERVICE])
         handlers: list[IServable] = [self._handlers, self._health]
         if self._deepmind is not None:
@@ -120,20 +151,15 @@ class Server:
         def listener() -> ReplayServer:
             return ReplayServer(handlers, message_limits=compat.MESSAGE_LIMITS, window_budget=budget)
 
-        try:
-            if self._port is not None:
-                server = listener()
-                await _listen(server, self._host, self._port)
-                self._listening.append(server)
-                self._port = server.sockets[0].getsockname()[1]
-            if self._unix_path is not None:
-                server = listener()
-                await _listen_unix(server, self._unix_path)
-                self._listening.append(server)
-        except BaseException:
-            await self.close()
-            raise
-        self._look_after(asyncio.get_running_loop().time())
+        if self._port is not None:
+            server = listener()
+            await _listen(server, self._host, self._port)
+            self._listening.append(server)
+            self._port = server.sockets[0].getsockname()[1]
+        if self._unix_path is not None:
+            server = listener()
+            await _listen_unix(server, self._unix_path)
+            self._listening.append(server)
 
     async def wait(self) -> None:
         """Wait until the server is closed."""

@@ -150,6 +150,23 @@ class Table:
             rng=np.random.default_rng(config["seed"]),
         )
 
+    def adopt(self, state: TableState, saved: Mapping[str, Any], *, resume: bool) -> None:
+        """Take a state that was restored, which nobody uses yet.
+
+        Args:
+            state: from `new_state`, filled.
+            saved: the definition it had when it was saved.
+            resume: note what changes from here on, for the next cut.
+        """
+        mine = self.definition
+        if resume:  # unless the items have other places now
+            state.watch(is_saved=all(mine[name] == saved[name] for name in ("name", "sampler", "remover")))
+        state.settle_restored(make_room=any(mine[name] != saved[name] for name in ("max_size", "max_bytes")))
+        state.listeners = self.state.listeners
+        self.state = state
+        live = state.live_slots()
+        self._last_insert = float(state.slots.inserted_at[live].max()) if len(live) else 0.0
+
     @property
     def definition(self) -> dict[str, Any]:
         """The arguments the table was made with, as values MessagePack and JSON know."""
@@ -164,6 +181,16 @@ class Table:
         """
         config = definition_from_plain(definition)
         return cls(config.pop("name"), **config)
+
+    def redefine(self, definition: Mapping[str, Any]) -> None:
+        """Take on another definition of the same name, as `definition` gave it; the table is empty and not yet open.
+
+        Raises:
+            InvalidArgument: it is none.
+        """
+        other = type(self).from_definition(definition)
+        self._config, self._signature, self.state = other._config, other._signature, other.state
+        self._fitting.clear()
 
     def replace(self, **overrides: Any) -> Table:
         """Return a new, empty table with this one's definition, some of it replaced."""

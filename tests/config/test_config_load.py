@@ -136,3 +136,40 @@ def test_hosts_that_others_reach_need_insecure(host, insecure):
         with pytest.raises(InvalidArgument, match=r"^--host: .* or `insecure = true` \(--insecure\) if everybody"):
             load(server_flags={"host": host})
     assert load(server_flags={"host": host, "insecure": insecure}).server.host == host
+
+
+def test_checkpoints_are_kept_where_a_directory_is_named(file, tmp_path):
+    path = file("""
+        [server]
+        checkpoint_dir = "kept"
+        checkpoint_every = 600
+        restore = "config"
+    """)
+    config = load(path, server_flags={"checkpoint_keep": 5.0, "on_corrupt": "fail"})
+    assert config.server == ServerConfig(
+        checkpoint_dir="kept", checkpoint_every=600.0, checkpoint_keep=5, on_corrupt="fail", restore="config"
+    )
+    checkpointer = config.server.build_checkpointer()
+    assert checkpointer is not None
+    assert str(checkpointer.path) == "kept"
+    assert not (tmp_path / "kept").exists()
+    assert load(file(config.to_toml())) == config
+    assert load().server.build_checkpointer() is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"checkpoint_every": 5.0}, "--checkpoint-every: it is for servers that keep checkpoints: add a directory"),
+        ({"restore": "config"}, "--restore: it is for servers that keep checkpoints"),
+        ({"checkpoint_dir": "x", "checkpoint_every": 0.0}, "--checkpoint-every: must be a finite number > 0"),
+        ({"checkpoint_dir": "x", "checkpoint_keep": 1.0}, "--checkpoint-keep: must be an integer >= 2, got 1.0"),
+        ({"checkpoint_dir": "x", "checkpoint_keep": "many"}, "--checkpoint-keep: must be an integer"),
+        ({"checkpoint_dir": "x", "on_corrupt": "ignore"}, '--on-corrupt: must be one of "previous", "fail"'),
+        ({"checkpoint_dir": "x", "restore": "strikt"}, 'did you mean "strict"?'),
+    ],
+)
+def test_what_is_wrong_with_checkpoints_is_said(flags, message):
+    with pytest.raises(InvalidArgument) as caught:
+        load(server_flags=flags)
+    assert message in str(caught.value)

@@ -72,11 +72,6 @@ class MessageBuffer:
         """Whether there is a whole message, or more than is looked at before some were read."""
         return bool(self._messages or self._backlog)
 
-    @property
-    def has_message(self) -> bool:
-        """Whether a message is here whole."""
-        return bool(self._messages)
-
     async def message(self) -> Body | None:
         """Return the next message, None at the end of the stream. Cancelling loses nothing.
 
@@ -112,6 +107,20 @@ class MessageBuffer:
             self._stream.expect(len(body))
         self._stream.credit(owed)
         return body
+
+    def ready(self, most: int, nbytes: int) -> list[Body]:
+        """Return the next messages that are here whole: at most so many, and none behind so many bytes."""
+        bodies: list[Body] = []
+        credit = 0
+        while self._messages and len(bodies) < most and nbytes > 0:
+            body, owed, expected = self._messages.popleft()
+            if not expected:
+                self._stream.expect(len(body))
+            credit += owed
+            nbytes -= len(body)
+            bodies.append(body)
+        self._stream.credit(credit)
+        return bodies
 
     def room(self, limit: int) -> memoryview | None:
         """Return where the next bytes of the current message belong, at most `limit`; None if they must be fed."""

@@ -18,6 +18,7 @@ from reverb_async.wire.grpc_codec import GrpcCodec
 from reverb_async.wire.http2.connection import MAX_MESSAGE_BYTES, Endpoint
 from reverb_async.wire.http2.data_path import chosen_protocol
 from reverb_async.wire.http2.stream import Stream
+from reverb_async.wire.http2.unary import CallHandler
 from reverb_async.wire.http2.window import WindowBudget
 from reverb_async.wire.status import ERROR_KEY, pack_details, to_grpc_error
 
@@ -66,8 +67,10 @@ class ReplayServer(grpclib.server.Server):
         listen(self, SendTrailingMetadata, _add_details)
 
     def _protocol_factory(self) -> H2Protocol:
-        made = super()._protocol_factory()
-        return cast("H2Protocol", chosen_protocol()(made.handler, made.config, made.h2_config, self._endpoint))
+        self.__gc_step__()
+        handler = CallHandler(self._mapping, self._codec, self._status_details_codec, self.__dispatch__)
+        self._handlers.add(handler)
+        return cast("H2Protocol", chosen_protocol()(handler, self._config, self._h2_config, self._endpoint))
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:

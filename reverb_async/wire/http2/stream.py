@@ -87,10 +87,9 @@ class Stream(grpclib.protocol.Stream):
         self._body_is_next = True
         return self._prefix
 
-    @property
-    def has_message(self) -> bool:
-        """Whether a message is known to be here whole, so that `receive` returns it at once."""
-        return False
+    def ready(self, most: int, nbytes: int) -> list[Body]:
+        """Return the next messages that are known to be here whole, at most so many, and none behind so many bytes."""
+        return []
 
     async def receive(self) -> Body | None:
         """Return the next message's body, None at the end of the stream. Cancelling loses nothing.
