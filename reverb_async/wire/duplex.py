@@ -122,9 +122,6 @@ class _GrpcDuplex(abc.ABC):
             self._failure = error
         return False
 
-    def finish_reading(self) -> None:
-        """Do nothing: this is for the server's end."""
-
     async def end(self) -> None:
         """End this side with success."""
         self._check_open()
@@ -250,6 +247,9 @@ class GrpcClientDuplex(_GrpcDuplex):
 
     def _listen(self, take: Callable[[Body], bool]) -> None:
         self._call.listen(take)
+
+    def finish_reading(self) -> None:
+        """Do nothing: this is for the server's end."""
 
     async def _end(self) -> None:
         await self._call.end()
