@@ -204,7 +204,12 @@ class Replay:
                 table.close()
             raise
 
+    def end_waits(self) -> None:
+        """End every wait, now and from now on; what need not wait goes on until `close`."""
+        for table in self.tables.values():
+            table.end_waits()
+
     def close(self) -> None:
-        """End every wait."""
+        """End every wait and refuse everything."""
         for table in self.tables.values():
             table.close()

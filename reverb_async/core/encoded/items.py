@@ -117,7 +117,7 @@ class EncodedItems:
         self._mark(row, key)
         return row
 
-    def fill(self, row: Rows, start: int, part: memoryview) -> None:
+    def fill(self, row: Rows, start: int, part: bytes | memoryview) -> None:
         """Write a part of the chunk in `row`, from its byte `start` on."""
         (room,) = self.stores[1].views(CHUNK, row)
         room[start : start + len(part)] = part
