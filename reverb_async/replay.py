@@ -9,13 +9,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from reverb_async.alarms import Alarms
 from reverb_async.core.encoded import DamagedChunks, EncodedItems
 from reverb_async.core.item import Layouts
 from reverb_async.core.storage import Storage
 from reverb_async.errors import InvalidArgument, TableNotFound
+from reverb_async.limits import Limits
 from reverb_async.protocol.hello import KEYS_PER_BLOCK
 from reverb_async.sessions import Sessions
-from reverb_async.table import Table
+from reverb_async.table import Memory, Table
 
 logger = logging.getLogger("reverb_async")
 
@@ -25,11 +27,15 @@ _BLOCKS = 1 << 32
 class Replay:
     """The tables of one server, by name, and what they share.
 
+    Args:
+        tables: at least one.
+        limits: bounds of all that is held; none on bytes unless given.
+
     Raises:
         InvalidArgument: no tables, or two of the same name.
     """
 
-    def __init__(self, tables: Sequence[Table]) -> None:
+    def __init__(self, tables: Sequence[Table], limits: Limits | None = None) -> None:
         if isinstance(tables, Table):
             raise InvalidArgument("tables is a list: put the table into one, Server([table])")
         if not tables:
@@ -41,9 +47,12 @@ class Replay:
             if table.name in self.tables:
                 raise InvalidArgument(f"two tables are named {table.name!r}: names must be distinct")
             self.tables[table.name] = table
-        self.storage = Storage()
+        self.limits = limits or Limits()
+        self.alarms = Alarms()
+        self.memory = Memory(self.limits, self.alarms)
+        self.storage = Storage(account=self.memory)
         self.layouts = Layouts()
-        self.encoded = EncodedItems(self.storage, lock=threading.Lock())
+        self.encoded = EncodedItems(self.storage, None, self.limits.cached_bytes * 4 // 5, lock=threading.Lock())
         self.sessions = Sessions()
         self.epoch = secrets.token_bytes(16)
         """New with every start, so that clients notice a server that came back empty."""
@@ -80,6 +89,7 @@ class Replay:
     def count_writers(self, change: int) -> None:
         """Note that insert streams opened (1) or ended (-1); tables name the number in their messages."""
         self._num_writers += change
+        self.memory.num_writers = self._num_writers
         for table in self.tables.values():
             table.num_writers = self._num_writers
 
@@ -94,8 +104,12 @@ class Replay:
             for table in opened:
                 table.close()
             raise
+        self.memory.open(opened)
+        for table in opened:
+            table.state.count_in(self.memory)
 
     def close(self) -> None:
         """End every wait."""
         for table in self.tables.values():
             table.close()
+        self.memory.close()

@@ -52,7 +52,8 @@ class NativeItems:
 
     def __init__(self, max_bytes: int = MAX_CACHED_BYTES) -> None:
         self._max_bytes = max_bytes
-        self._nbytes = 0
+        self.nbytes = 0
+        """What is remembered."""
         self._cache: OrderedDict[_Key, FlatItem] = OrderedDict()
 
     def part(self, table: Table, slots: Rows, versions: NDArray[np.uint32]) -> NativePart:
@@ -69,9 +70,9 @@ class NativeItems:
         if key in self._cache:
             return
         self._cache[key] = item
-        self._nbytes += item.nbytes
-        while self._nbytes > self._max_bytes:
-            self._nbytes -= self._cache.popitem(last=False)[1].nbytes
+        self.nbytes += item.nbytes
+        while self.nbytes > self._max_bytes:
+            self.nbytes -= self._cache.popitem(last=False)[1].nbytes
 
 
 class NativePart:

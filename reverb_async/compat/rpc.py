@@ -13,20 +13,26 @@ from reverb_async.compat.scanning import Data
 from reverb_async.compat.service import DeepMindService
 from reverb_async.compat.statuses import errors_as_status
 from reverb_async.errors import InvalidArgument
+from reverb_async.limits import Limits
 from reverb_async.replay import Replay
 from reverb_async.wire.open_streams import OpenStreams
 
 SERVICE = "deepmind.reverb.ReverbService"
 
-MESSAGE_LIMITS = {
-    SERVICE: 64 << 10,
-    f"/{SERVICE}/InsertStream": 512 << 20,
-    f"/{SERVICE}/MutatePriorities": 64 << 20,
-}
-"""The longest messages, by service and method. Clients cut a request once it exceeds 40 MiB, but never a chunk.
+_LEAST_INSERT_BYTES = 64 << 20
 
-Others have little more than a table's name, and are read where they arrive.
-"""
+
+def message_limits(limits: Limits) -> dict[str, int]:
+    """Return the longest messages, by service and method.
+
+    Clients cut a request once it exceeds 40 MiB, but never a chunk. Other messages have little more than a table's
+    name, and are read where they arrive.
+    """
+    return {
+        SERVICE: 64 << 10,
+        f"/{SERVICE}/InsertStream": max(8 * limits.max_message_bytes, _LEAST_INSERT_BYTES),
+        f"/{SERVICE}/MutatePriorities": limits.max_message_bytes,
+    }
 
 
 class DeepMindHandlers:
@@ -60,6 +66,11 @@ class DeepMindHandlers:
                 for name, answer in calls.items()
             },
         }
+
+    @property
+    def cached_bytes(self) -> int:
+        """What is kept of items that were encoded."""
+        return self._service.native_items.nbytes
 
     def _streaming(self, serve: Callable[[BytesStream], Awaitable[None]]) -> Callable[[Stream[Any, Any]], Any]:
         async def handle(stream: Stream[Any, Any]) -> None:

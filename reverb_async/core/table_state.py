@@ -20,7 +20,11 @@ from reverb_async.core.recent_draws import RecentDraws
 from reverb_async.core.runs import Rows, as_run
 from reverb_async.core.selectors import Fifo, Lifo, Prioritized, Selector, Uniform
 from reverb_async.core.slots import GONE, LIVE, OUT, Slots
+from reverb_async.core.storage import Account
 from reverb_async.errors import InvalidArgument
+
+ITEM_BYTES = 160
+"""About what an item takes beside its rows: its record, and its places in key index, sampler and remover."""
 
 _SPARE_SLOTS = 65_536
 """Slots beyond twice `max_size`: room for a block before it evicts, and for items not acknowledged by learners."""
@@ -56,6 +60,8 @@ class TableState:
         self._rng = rng
         self._multiplier = int(rng.integers(2**63)) * 2 + 1
         self.listeners: list[Listener] = []
+        self.memory = Account()
+        """That of the server, while one serves the table."""
         self.generation = 0
         """Counts resets; what was drawn before one is void after it."""
         self._num_changes = 0
@@ -66,6 +72,7 @@ class TableState:
     def _start_empty(self) -> None:
         capacity = 2 * self.max_size + _SPARE_SLOTS
         self.slots = Slots(capacity)
+        self._counted_slots = 0
         self._index = KeyIndex(capacity, self.slots.key, self._multiplier)
         self._recent = RecentDraws(self.slots)
         self._sampler = self._sampler_kind.build(capacity)
@@ -112,8 +119,34 @@ class TableState:
         return 65_536 if self._remover_kind.is_deterministic else 1_024
 
     def admitted_inserts(self, n: int) -> int:
-        """Return how many of `n` inserts in a row the rate limiter, and the room for items in flight, admit now."""
+        """Return how many of `n` inserts in a row the rate limiter, memory, and room for items in flight admit now."""
+        if self.memory.used > self.memory.grow_below and not self.replaces_items:
+            self.memory.is_waited_for = True
+            return 0
         return min(self.limiter.admitted_inserts(n), self.slots.num_free)
+
+    @property
+    def replaces_items(self) -> bool:
+        """Whether the next insert makes another item leave."""
+        if self.size >= self.max_size:
+            return True
+        # An item is as large as others are.
+        return self.max_bytes is not None and self.nbytes * (self.size + 1) > self.max_bytes * self.size > 0
+
+    @property
+    def waits_for_memory(self) -> bool:
+        """Whether the next insert has nothing to wait for but memory."""
+        return (
+            self.memory.used > self.memory.grow_below
+            and not self.replaces_items
+            and min(self.limiter.admitted_inserts(1), self.slots.num_free) > 0
+        )
+
+    def count_in(self, account: Account) -> None:
+        """Count what items take beside their rows in another account from now on."""
+        self.memory.give_back(self._counted_slots * ITEM_BYTES)
+        self.memory = account
+        account.used += self._counted_slots * ITEM_BYTES
 
     def insert(self, block: ItemBlock, now: float) -> None:
         """Insert a block that was checked and admitted; known keys only take the new priority."""
@@ -177,6 +210,9 @@ class TableState:
 
     def _add(self, block: ItemBlock, priorities: NDArray[np.float64], now: float, hashes: Hashes = None) -> None:
         slots = self.slots.put(block, priorities, now)
+        if self.slots.high_water != self._counted_slots:
+            self.memory.used += (self.slots.high_water - self._counted_slots) * ITEM_BYTES
+            self._counted_slots = self.slots.high_water
         self._index.insert(block.keys, slots, hashes)
         self._sampler.insert(slots, priorities)
         self._remover.insert(slots, priorities)
@@ -455,6 +491,7 @@ class TableState:
     def reset(self) -> None:
         """Forget all items and counts in O(1); `dismantle` gives their memory back, a slice at a time."""
         self._detached.append(self.slots)
+        self.memory.give_back(self._counted_slots * ITEM_BYTES)
         self.generation += 1
         self._start_empty()
         self.limiter.reset()

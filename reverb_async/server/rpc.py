@@ -30,9 +30,12 @@ from reverb_async.wire.generated.reverb_async.v1 import (
     ResetResponse,
     ServerInfoRequest,
     ServerInfoResponse,
+    ServerStatusRequest,
+    ServerStatusResponse,
 )
 from reverb_async.wire.memory_offer import memory_offer_to_proto
 from reverb_async.wire.open_streams import OpenStreams
+from reverb_async.wire.server_status import status_to_proto
 from reverb_async.wire.status import errors_as_status
 from reverb_async.wire.table_info import table_info_to_proto
 
@@ -101,6 +104,11 @@ class ReplayHandlers(ReplayBase):
         """Describe all tables."""
         with errors_as_status():
             return ServerInfoResponse(tables=[table_info_to_proto(info) for info in self._service.server_info()])
+
+    async def server_status(self, message: ServerStatusRequest) -> ServerStatusResponse:
+        """Describe the server itself."""
+        with errors_as_status():
+            return status_to_proto(self._service.server_status())
 
     async def checkpoint(self, message: CheckpointRequest) -> CheckpointResponse:
         """Write a checkpoint."""

@@ -17,22 +17,21 @@ from weakref import WeakSet
 from reverb_async.client.client import Client
 from reverb_async.compat import rpc as compat
 from reverb_async.compat.rpc import DeepMindHandlers
+from reverb_async.core.buffer_pool import BufferPool
 from reverb_async.errors import Closed, InvalidArgument
 from reverb_async.hosts import is_loopback
 from reverb_async.inprocess import InProcessTransport
+from reverb_async.limits import Limits
 from reverb_async.replay import Replay
 from reverb_async.server.rpc import SERVICE, HealthHandlers, ReplayHandlers
-from reverb_async.service.service import ReplayService
+from reverb_async.service.service import ReplayService, TransportStatus
 from reverb_async.table import Table
-from reverb_async.wire.http2 import MAX_MESSAGE_BYTES, ReplayServer, WindowBudget
+from reverb_async.wire.http2 import ReplayServer, WindowBudget
 
 if TYPE_CHECKING:
     from grpclib._typing import IServable
 
 logger = logging.getLogger("reverb_async")
-
-RECEIVE_BUDGET_BYTES = 256 << 20
-"""What all insert streams together may have received and the server not yet worked off."""
 
 _TICK_S = 1.0
 
@@ -47,6 +46,7 @@ class Server:
         unix_path: path of a Unix socket to listen on as well.
         insecure: accept connections from other machines although nothing is encrypted and nobody is asked who they are.
         reverb_compat: serve clients of DeepMind's Reverb as well, on the same port and with the same tables.
+        limits: what it takes at most: memory, messages, connections.
 
     Raises:
         InvalidArgument: no tables, duplicate names, or a host that needs `insecure`.
@@ -61,9 +61,12 @@ class Server:
         unix_path: str | os.PathLike[str] | None = None,
         insecure: bool = False,
         reverb_compat: bool = True,
+        limits: Limits | None = None,
     ) -> None:
-        self._replay = Replay(tables)
-        self._service = ReplayService(self._replay, MAX_MESSAGE_BYTES)
+        if limits is not None and not isinstance(limits, Limits):
+            raise InvalidArgument(f"limits must be reverb_async.Limits(...), got {limits!r:.60}")
+        self._replay = Replay(tables, limits)
+        self._service = ReplayService(self._replay, self._replay.limits.max_message_bytes)
         self._host = host
         self._port = port
         self._unix_path = None if unix_path is None else os.fspath(unix_path)
@@ -75,6 +78,8 @@ class Server:
         if port is not None and (isinstance(port, bool) or not isinstance(port, int) or not 0 <= port < 65536):
             raise InvalidArgument(f"port must be an int from 0 (any free one) to 65535, or None, got {port!r}")
         self._listening: list[ReplayServer] = []
+        self._budget = WindowBudget(self._replay.limits.received_bytes)
+        self._service.transport_status = self._transport_status
         self._handlers: ReplayHandlers | None = None
         self._deepmind: DeepMindHandlers | None = DeepMindHandlers(self._replay) if reverb_compat else None
         self._health: HealthHandlers | None = None
@@ -109,10 +114,17 @@ class Server:
         handlers: list[IServable] = [self._handlers, self._health]
         if self._deepmind is not None:
             handlers.append(self._deepmind)
-        budget = WindowBudget(RECEIVE_BUDGET_BYTES)
+        limits = self._replay.limits
+        pool = BufferPool(max_bytes=min(128 << 20, limits.pooled_bytes))
 
         def listener() -> ReplayServer:
-            return ReplayServer(handlers, message_limits=compat.MESSAGE_LIMITS, window_budget=budget)
+            return ReplayServer(
+                handlers,
+                max_message_bytes=limits.max_message_bytes,
+                message_limits=compat.message_limits(limits),
+                window_budget=self._budget,
+                pool=pool,
+            )
 
         try:
             if self._port is not None:
@@ -218,7 +230,15 @@ class Server:
             logger.warning("the server's event loop was blocked for %.1f s; every client waited for it", late)
         self._revoke_old_leases()
         self._replay.storage.trim()
+        self._replay.memory.look_after()
         self._tick = loop.call_later(_TICK_S, self._look_after, loop.time() + _TICK_S)
+
+    def _transport_status(self) -> TransportStatus:
+        return TransportStatus(
+            connections=sum(listening.num_connections for listening in self._listening),
+            received_bytes=self._budget.reserved,
+            cached_bytes=0 if self._deepmind is None else self._deepmind.cached_bytes,
+        )
 
     def _revoke_old_leases(self) -> None:
         if self._service.leases.expire():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,7 +23,7 @@ from reverb_async.core.table_state import TableState
 from reverb_async.errors import InvalidArgument, RateLimiterTimeout, SignatureMismatch, TableClosed
 from reverb_async.metrics import RateMeter
 from reverb_async.table.definition import check_definition, check_size
-from reverb_async.table.insert_queue import InsertQueue
+from reverb_async.table.insert_queue import InsertQueue, Waiting
 from reverb_async.table.sample_request import SampleRequest
 from reverb_async.waiting import Deadline, Gate, reported
 
@@ -45,8 +45,9 @@ class Table:
         remover: picks items to evict.
         rate_limiter: admits inserts and samples.
         max_times_sampled: an item leaves the table with its n-th sample; 0 means never.
-        max_bytes: evict also while the rows shown by all items have more bytes than this; rows shared by items count
-            for each.
+        max_bytes: evict also while the rows that all items show, the newest one included, have more bytes than this;
+            what several items show counts for each of them, at its decoded size. A larger item is refused. What a
+            server takes in memory is bounded by `Limits`.
         signature: a nest of `ArraySpec` that sampled data must match; None takes anything.
         seed: makes the draws reproducible.
 
@@ -227,9 +228,22 @@ class Table:
         """Say why the next insert is not admitted."""
         reason = self.state.limiter.insert_refusal(1)
         if not reason:
-            full = not self.state.slots.num_free
-            reason = "waits for samplers to acknowledge items" if full else "serves inserts that came earlier"
+            if not self.state.slots.num_free:
+                reason = "waits for samplers to acknowledge items"
+            elif self.state.waits_for_memory:
+                return f"table {self.name!r} {self.state.memory.refusal()}"
+            else:
+                reason = "serves inserts that came earlier"
         return f"table {self.name!r} {reason}; {_connected(self.num_samplers, 'sampler')}"
+
+    def wake(self) -> None:
+        """Let inserts that wait look again, soon."""
+        self.inserters.wake()
+
+    def waiting_for_memory(self) -> Iterator[Waiting]:
+        """Yield the inserts that nothing but memory holds up."""
+        if len(self.inserters) and self.state.waits_for_memory:
+            yield from self.inserters
 
     def raise_if_closed(self) -> None:
         """Raise `TableClosed` after `close`."""

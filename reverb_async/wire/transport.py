@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 from weakref import WeakSet
 
-from reverb_async.core.info import TableInfo
+from reverb_async.core.info import ServerStatus, TableInfo
 from reverb_async.errors import Closed, InvalidArgument, Unavailable
 from reverb_async.protocol.hello import PROTOCOL_VERSION, Hello
 from reverb_async.protocol.message import Duplex
@@ -14,6 +14,7 @@ from reverb_async.wire.duplex import GrpcClientDuplex, open_duplex
 from reverb_async.wire.generated.reverb_async import v1
 from reverb_async.wire.http2 import ReplayChannel
 from reverb_async.wire.memory_offer import memory_offer_from_proto
+from reverb_async.wire.server_status import status_from_proto
 from reverb_async.wire.shared_channels import SharedChannel, shared_channel
 from reverb_async.wire.status import status_as_errors
 from reverb_async.wire.table_info import table_info_from_proto
@@ -106,6 +107,10 @@ class GrpcTransport:
         """Describe the server's tables."""
         answer = await self._call("ServerInfo", v1.ServerInfoRequest(), v1.ServerInfoResponse)
         return [table_info_from_proto(table) for table in answer.tables]
+
+    async def server_status(self) -> ServerStatus:
+        """Describe the server itself."""
+        return status_from_proto(await self._call("ServerStatus", v1.ServerStatusRequest(), v1.ServerStatusResponse))
 
     async def checkpoint(self) -> str:
         """Write a checkpoint; return its path on the server."""

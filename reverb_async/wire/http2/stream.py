@@ -122,7 +122,9 @@ class Stream(grpclib.protocol.Stream):
         length = int.from_bytes(prefix[1:], "big")
         if length > self.max_message_bytes:
             return to_grpc_error(
-                ResourceExhausted(f"a message of {length} bytes exceeds the limit of {self.max_message_bytes}")
+                ResourceExhausted(
+                    f"a message of {length} bytes exceeds the limit of {self.max_message_bytes} (max_message_bytes)"
+                )
             )
         return None
 
