@@ -11,7 +11,7 @@ LEAST_BYTES = 16 << 20
 LEAST_MESSAGE_BYTES = 4 << 20
 LARGEST_MESSAGE_BYTES = 1 << 30
 
-_RECEIVED_BYTES = 256 << 20
+_RECEIVED_BYTES = 512 << 20
 _POOLED_BYTES = 256 << 20
 _CACHED_BYTES = 320 << 20
 _STAGED_BYTES = 512 << 20
@@ -48,7 +48,7 @@ class Limits:
     full_timeout: float = 60.0
     max_message_bytes: int = 64 << 20
     max_client_bytes: int | None = None
-    max_connections: int = 10_000
+    max_connections: int = 4096
 
     def __post_init__(self) -> None:
         if self.max_bytes is not None:

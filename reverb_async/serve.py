@@ -18,7 +18,9 @@ from typing import Any, NoReturn
 
 import reverb_async
 from reverb_async.config import Config, load
+from reverb_async.config.limits import LIMIT_FLAGS
 from reverb_async.config.load import DEFAULT_PORT
+from reverb_async.config.settings import parse_value
 from reverb_async.errors import InvalidArgument
 from reverb_async.server import Server
 from reverb_async.table import Table
@@ -43,6 +45,9 @@ tables:
 
     [server]
     port = {DEFAULT_PORT}
+
+    [limits]
+    max_bytes = "8GiB"
 
     [[table]]
     name = "replay"
@@ -96,10 +101,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     logger.setLevel(args.log_level.upper())  # Ours only: grpclib has a line for every stream that a client drops.
     keys = ("host", "port", "unix", "insecure", "reverb_compat")
     flags = {key: getattr(args, key) for key in keys if getattr(args, key) is not None}
+    limits = {key: parse_value(getattr(args, key)) for key in LIMIT_FLAGS if getattr(args, key) is not None}
     try:
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
-            config = load(args.config, args.table, flags, args.reverb_config)
+            config = load(args.config, args.table, flags, args.reverb_config, limits)
             tables = config.build_tables()
             printed = config.to_toml() if args.print_config else ""
     except InvalidArgument as error:
@@ -126,6 +132,7 @@ async def _serve(config: Config, tables: Sequence[Table], stop: StopSignals) -> 
         unix_path=where.unix,
         insecure=where.insecure,
         reverb_compat=where.reverb_compat,
+        limits=config.limits,
     )
     try:
         await server.start()
@@ -277,6 +284,9 @@ def _make_parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="serve dm-reverb's clients too, on the same port (default yes)",
     )
+    limits = parser.add_argument_group("limits")
+    for name, text in LIMIT_FLAGS.items():
+        limits.add_argument(f"--{name.replace('_', '-')}", metavar="SIZE" if "bytes" in name else "N", help=text)
     parser.add_argument(
         "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="default info; to stderr"
     )

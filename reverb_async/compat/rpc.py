@@ -18,6 +18,7 @@ from reverb_async.replay import Replay
 from reverb_async.wire.open_streams import OpenStreams
 
 SERVICE = "deepmind.reverb.ReverbService"
+INSERT = f"/{SERVICE}/InsertStream"
 
 _LEAST_INSERT_BYTES = 64 << 20
 
@@ -30,7 +31,7 @@ def message_limits(limits: Limits) -> dict[str, int]:
     """
     return {
         SERVICE: 64 << 10,
-        f"/{SERVICE}/InsertStream": max(8 * limits.max_message_bytes, _LEAST_INSERT_BYTES),
+        INSERT: max(8 * limits.max_message_bytes, _LEAST_INSERT_BYTES),
         f"/{SERVICE}/MutatePriorities": limits.max_message_bytes,
     }
 

@@ -40,6 +40,7 @@ from reverb_async.wire.status import errors_as_status
 from reverb_async.wire.table_info import table_info_to_proto
 
 SERVICE = "reverb_async.v1.Replay"
+INSERT = f"/{SERVICE}/Insert"
 
 
 class ReplayHandlers(ReplayBase):

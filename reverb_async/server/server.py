@@ -23,7 +23,7 @@ from reverb_async.hosts import is_loopback
 from reverb_async.inprocess import InProcessTransport
 from reverb_async.limits import Limits
 from reverb_async.replay import Replay
-from reverb_async.server.rpc import SERVICE, HealthHandlers, ReplayHandlers
+from reverb_async.server.rpc import INSERT, SERVICE, HealthHandlers, ReplayHandlers
 from reverb_async.service.service import ReplayService, TransportStatus
 from reverb_async.table import Table
 from reverb_async.wire.http2 import ReplayServer, WindowBudget
@@ -78,7 +78,8 @@ class Server:
         if port is not None and (isinstance(port, bool) or not isinstance(port, int) or not 0 <= port < 65536):
             raise InvalidArgument(f"port must be an int from 0 (any free one) to 65535, or None, got {port!r}")
         self._listening: list[ReplayServer] = []
-        self._budget = WindowBudget(self._replay.limits.received_bytes)
+        self._budget = WindowBudget(self._replay.limits.received_bytes // 2)
+        self._budget.may_store = self._replay.memory.may_store
         self._service.transport_status = self._transport_status
         self._handlers: ReplayHandlers | None = None
         self._deepmind: DeepMindHandlers | None = DeepMindHandlers(self._replay) if reverb_compat else None
@@ -108,6 +109,7 @@ class Server:
         if self._stopped is not None or self._closed:
             raise Closed("this server was started before: make a new one")
         self._replay.open()
+        self._replay.memory.add_queue(self._budget)
         self._stopped = asyncio.Event()
         self._handlers = ReplayHandlers(self._service)
         self._health = HealthHandlers([SERVICE] if self._deepmind is None else [SERVICE, compat.SERVICE])
@@ -122,6 +124,7 @@ class Server:
                 handlers,
                 max_message_bytes=limits.max_message_bytes,
                 message_limits=compat.message_limits(limits),
+                storing=(INSERT, compat.INSERT),
                 window_budget=self._budget,
                 pool=pool,
             )
@@ -231,12 +234,13 @@ class Server:
         self._revoke_old_leases()
         self._replay.storage.trim()
         self._replay.memory.look_after()
+        self._budget.look_after()
         self._tick = loop.call_later(_TICK_S, self._look_after, loop.time() + _TICK_S)
 
     def _transport_status(self) -> TransportStatus:
         return TransportStatus(
             connections=sum(listening.num_connections for listening in self._listening),
-            received_bytes=self._budget.reserved,
+            received_bytes=self._budget.held,
             cached_bytes=0 if self._deepmind is None else self._deepmind.cached_bytes,
         )
 

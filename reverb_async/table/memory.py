@@ -61,8 +61,9 @@ class Memory(Account):
             self.grow_below = limits.stored_bytes - limits.staged_bytes
         self.num_refused = 0
         self.num_writers = 0
-        self._queues: Sequence[Queue] = ()
+        self._queues: list[Queue] = []
         self._streams: set[_Stream] = set()
+        self._waiting_bytes = 0
         self._calls: set[Callable[[], object]] = set()
         self._changed = make_condition()
         self._progressed_at = 0.0
@@ -93,9 +94,20 @@ class Memory(Account):
 
     def open(self, queues: Sequence[Queue]) -> None:
         """Begin to serve the tables with these queues, in the running event loop."""
-        self._queues = queues
+        self._queues = [*queues]
         self._changed = make_condition()
         self._is_due = False
+
+    def add_queue(self, queue: Queue) -> None:
+        """Serve others that wait."""
+        self._queues.append(queue)
+
+    def may_store(self, nbytes: int) -> bool:
+        """Whether a message of so many bytes may come whose content is to be stored."""
+        if self.used + self._waiting_bytes <= self.stage_below or nbytes <= self.share:
+            return True
+        self.is_waited_for = True
+        return False
 
     def close(self) -> None:
         """Refuse nobody any more."""
@@ -160,6 +172,7 @@ class Memory(Account):
             )
         stream = _Stream(asyncio.get_running_loop().time(), self._changed)
         self._streams.add(stream)
+        self._waiting_bytes += nbytes
         try:
             with reported(self.refusal, notice):
                 async with deadline or Deadline(None) as within:
@@ -171,6 +184,7 @@ class Memory(Account):
                             raise stream.error
         finally:
             self._streams.discard(stream)
+            self._waiting_bytes -= nbytes
 
     def look_after(self) -> None:
         """Refuse those who have waited too long, and keep the alarm up to date; to be called every second or so."""

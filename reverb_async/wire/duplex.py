@@ -102,7 +102,12 @@ class _GrpcDuplex(abc.ABC):
             message = declined[1] if declined is not None and known else decode(body, owned=self._owned)
             whole = self._assembler.feed(message)
             if whole is not None:
+                self._release_unit()
                 return whole
+            try:
+                await self._hold_unit(self._assembler.nbytes)
+            except TRANSPORT_ERRORS as error:
+                raise from_grpc_error(error, self._peer) from cause_of(error)
 
     def listen(self, take: Callable[[Message], bool]) -> None:
         """Offer short messages that come while `receive` waits to `take`; see `protocol.message.Duplex`."""
@@ -140,6 +145,14 @@ class _GrpcDuplex(abc.ABC):
     def _check_open(self) -> None:
         if self._aborted:
             raise Unavailable("the stream was aborted")
+
+    async def _hold_unit(self, nbytes: int) -> None:
+        """Wait for room for a message of which a part has come; a client's is its own."""
+        return
+
+    def _release_unit(self) -> None:
+        """Return that room."""
+        return
 
     @abc.abstractmethod
     def _try_send(self, message: Message) -> bool: ...
@@ -199,6 +212,12 @@ class GrpcServerDuplex(_GrpcDuplex):
 
     def _listen(self, take: Callable[[Body], bool]) -> None:
         self._transport.listen(take)
+
+    async def _hold_unit(self, nbytes: int) -> None:
+        await self._transport.hold_unit(nbytes)
+
+    def _release_unit(self) -> None:
+        self._transport.release_unit()
 
     async def _end(self) -> None:
         await self._stream.send_trailing_metadata()

@@ -34,6 +34,7 @@ class ReplayServer(grpclib.server.Server):
         codec: `GrpcCodec` unless given.
         max_message_bytes: longer messages are refused with RESOURCE_EXHAUSTED before they are read.
         message_limits: other limits for some services, by full name, or for some methods, by path.
+        storing: paths of the methods whose messages bring what is stored; see `WindowBudget.may_store`.
         window_budget: what streams may receive unread beyond 64 KiB each; servers may share one.
         pool: memory for long messages; servers may share one.
     """
@@ -45,6 +46,7 @@ class ReplayServer(grpclib.server.Server):
         codec: CodecBase | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         message_limits: Mapping[str, int] | None = None,
+        storing: Collection[str] = (),
         window_budget: WindowBudget | None = None,
         pool: BufferPool | None = None,
     ) -> None:
@@ -52,6 +54,7 @@ class ReplayServer(grpclib.server.Server):
         self._endpoint = Endpoint(
             max_message_bytes=max_message_bytes,
             message_limits=dict(message_limits or {}),
+            storing=frozenset(storing),
             window_budget=self.window_budget,
             pool=pool or BufferPool(),
         )
