@@ -27,7 +27,7 @@ class Alarms:
         """Say that something is wrong; said again, the message replaces the last one."""
         known = self._alarms.get(name)
         if known is None:
-            logger.error("alarm %r: %s", name, message)
+            logger.warning("alarm %r: %s", name, message)
         self._alarms[name] = Alarm(name=name, message=message, since=time.time() if known is None else known.since)
 
     def clear(self, name: str) -> None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("reverb_async")
 
 _TICK_S = 1.0
+_TRIM_AGAIN_S = 0.05
 
 
 class Server:
@@ -232,10 +233,15 @@ class Server:
         if late > _TICK_S:
             logger.warning("the server's event loop was blocked for %.1f s; every client waited for it", late)
         self._revoke_old_leases()
-        self._replay.storage.trim()
+        self._trim(loop)
         self._replay.memory.look_after()
         self._budget.look_after()
         self._tick = loop.call_later(_TICK_S, self._look_after, loop.time() + _TICK_S)
+
+    def _trim(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Give freed memory back, a few milliseconds' work at a time."""
+        if self._replay.storage.trim() and not self._closed:
+            loop.call_later(_TRIM_AGAIN_S, self._trim, loop)
 
     def _transport_status(self) -> TransportStatus:
         return TransportStatus(
