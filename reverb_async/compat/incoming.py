@@ -80,7 +80,7 @@ class HeldChunks:
         encoded: where they are stored.
         recipes: tell what items show of them.
         episodes: numbers the stream's episodes.
-        max_bytes: what they may take, encoded as they are.
+        max_bytes: what they may take, encoded as they are; a single message may bring more.
 
     Attributes:
         nbytes: what they take.
@@ -118,7 +118,7 @@ class HeldChunks:
 
     async def _store(self, views: Sequence[ChunkView], nbytes: int) -> None:
         count = len(self._chunks) + len(self._arrived) + len(views)
-        if count > MAX_CHUNKS or self.nbytes + nbytes > self._max_bytes:
+        if count > MAX_CHUNKS or (self.nbytes and self.nbytes + nbytes > self._max_bytes):
             raise ResourceExhausted(
                 f"the stream would keep {count} chunks of {in_words(self.nbytes + nbytes)}, more than {MAX_CHUNKS} or "
                 f"max_client_bytes={in_words(self._max_bytes)}: create items, whose keep_chunk_keys drop what is not "

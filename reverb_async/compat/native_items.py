@@ -65,6 +65,12 @@ class NativeItems:
         missing = list(dict.fromkeys(key for key in keys if key not in known))
         return NativePart(self, table, keys, known, missing)
 
+    def forget_what_is_gone(self) -> None:
+        """Forget everything once the tables of what is remembered are empty; until then new items push it out."""
+        if self._cache and not any(table.state.size for table in {table for table, _, _ in self._cache}):
+            self._cache.clear()
+            self.nbytes = 0
+
     def remember(self, key: _Key, item: FlatItem) -> None:
         """Keep an item for the next draw that shows it."""
         if key in self._cache:

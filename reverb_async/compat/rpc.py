@@ -73,6 +73,10 @@ class DeepMindHandlers:
         """What is kept of items that were encoded."""
         return self._service.native_items.nbytes
 
+    def forget_what_is_gone(self) -> None:
+        """Let caches go that nobody needs any more."""
+        self._service.native_items.forget_what_is_gone()
+
     def _streaming(self, serve: Callable[[BytesStream], Awaitable[None]]) -> Callable[[Stream[Any, Any]], Any]:
         async def handle(stream: Stream[Any, Any]) -> None:
             with errors_as_status():

@@ -233,6 +233,9 @@ class Server:
         if late > _TICK_S:
             logger.warning("the server's event loop was blocked for %.1f s; every client waited for it", late)
         self._revoke_old_leases()
+        self._replay.encoded.forget_what_is_gone()
+        if self._deepmind is not None:
+            self._deepmind.forget_what_is_gone()
         self._trim(loop)
         self._replay.memory.look_after()
         self._budget.look_after()

@@ -21,7 +21,7 @@ import pytest
 import reverb_async as ra
 from reverb_async.testing import until
 from reverb_async.wire.generated.deepmind.reverb import InsertStreamRequest
-from tests.compat.deepmind_rig import DeepMindClient, chunk, column, item, row_item
+from tests.compat.deepmind_rig import DeepMindClient, chunk, column, item
 
 CAP = 256 << 20
 ROOM = 1.25 * CAP + (150 << 20)

@@ -322,6 +322,11 @@ class RowStore:
             nbytes += self._blobs.sizes(self.columns[column][rows]) - 8  # type: ignore[arg-type]  # variable: uint64
         return nbytes
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no row is in use."""
+        return self._extents.used_rows == self.reserved_rows
+
     def usage(self) -> StoreUsage:
         """Return how rows and memory are used. Rows a cursor keeps for later are free."""
         used = self._extents.used_rows - self.reserved_rows
