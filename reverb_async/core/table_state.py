@@ -23,7 +23,7 @@ from reverb_async.core.slots import GONE, LIVE, OUT, Slots
 from reverb_async.core.storage import Account
 from reverb_async.errors import InvalidArgument
 
-ITEM_BYTES = 160
+ITEM_BYTES = 128
 """About what an item takes beside its rows: its record, and its places in key index, sampler and remover."""
 
 _SPARE_SLOTS = 65_536

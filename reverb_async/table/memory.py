@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from reverb_async.alarms import Alarms
 from reverb_async.core.storage.account import Account
 from reverb_async.errors import ResourceExhausted
 from reverb_async.limits import Limits, in_words
 from reverb_async.waiting import Deadline, make_condition, reported
+
+if TYPE_CHECKING:
+    from reverb_async.table.table import Table
 
 _FAIL_AGAIN_S = 0.05
 _FAIL_SHARE = 8
@@ -38,6 +41,22 @@ class Queue(Protocol):
 
     def waiting_for_memory(self) -> Iterator[Patient]:
         """Yield those whom nothing but memory holds up."""
+
+
+class TableQueue:
+    """The queue of a table, as that of those who wait for memory."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    def wake(self) -> None:
+        """Let the head look again."""
+        self._table.inserters.wake()
+
+    def waiting_for_memory(self) -> Iterator[Patient]:
+        """Yield the inserts that nothing but memory holds up."""
+        if len(self._table.inserters) and self._table.state.waits_for_memory:
+            yield from self._table.inserters
 
 
 class Memory(Account):
@@ -92,9 +111,9 @@ class Memory(Account):
             f"max_bytes={in_words(self.limits.max_bytes or 0)}"
         )
 
-    def open(self, queues: Sequence[Queue]) -> None:
-        """Begin to serve the tables with these queues, in the running event loop."""
-        self._queues = [*queues]
+    def open(self, tables: Sequence[Table]) -> None:
+        """Begin to serve these tables, in the running event loop."""
+        self._queues = [TableQueue(table) for table in tables]
         self._changed = make_condition()
         self._is_due = False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,7 +23,7 @@ from reverb_async.core.table_state import TableState
 from reverb_async.errors import InvalidArgument, RateLimiterTimeout, SignatureMismatch, TableClosed
 from reverb_async.metrics import RateMeter
 from reverb_async.table.definition import check_definition, check_size
-from reverb_async.table.insert_queue import InsertQueue, Waiting
+from reverb_async.table.insert_queue import InsertQueue
 from reverb_async.table.sample_request import SampleRequest
 from reverb_async.waiting import Deadline, Gate, reported
 
@@ -235,15 +235,6 @@ class Table:
             else:
                 reason = "serves inserts that came earlier"
         return f"table {self.name!r} {reason}; {_connected(self.num_samplers, 'sampler')}"
-
-    def wake(self) -> None:
-        """Let inserts that wait look again, soon."""
-        self.inserters.wake()
-
-    def waiting_for_memory(self) -> Iterator[Waiting]:
-        """Yield the inserts that nothing but memory holds up."""
-        if len(self.inserters) and self.state.waits_for_memory:
-            yield from self.inserters
 
     def raise_if_closed(self) -> None:
         """Raise `TableClosed` after `close`."""

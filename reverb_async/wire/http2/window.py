@@ -17,7 +17,7 @@ CONNECTION_WINDOW = (1 << 31) - 1
 """HTTP/2's maximum: the streams' windows bound what is received unread, the connection's never blocks a call."""
 
 PATIENCE_S = 10.0
-LEAST_RATE = 1 << 20
+LEAST_RATE = 4 << 20
 """While others wait for room, a message may take this long, and so many bytes per second more."""
 
 
