@@ -42,6 +42,9 @@ from reverb_async.wire.table_info import table_info_to_proto
 SERVICE = "reverb_async.v1.Replay"
 INSERT = f"/{SERVICE}/Insert"
 
+MAX_PARTS = 16
+"""A message in parts may be so many times as long as one that is not."""
+
 
 class ReplayHandlers(ReplayBase):
     """The native service on grpclib."""
@@ -49,6 +52,7 @@ class ReplayHandlers(ReplayBase):
     def __init__(self, service: ReplayService) -> None:
         self._service = service
         self._streams = OpenStreams()
+        self._max_unit_bytes = MAX_PARTS * service.replay.limits.max_message_bytes
 
     def __mapping__(self) -> dict[str, Handler]:
         """Return the handlers; the three streams bypass the generated per-message classes."""
@@ -65,7 +69,7 @@ class ReplayHandlers(ReplayBase):
     def _streaming(self, serve: Callable[[Duplex], Awaitable[None]]) -> Callable[[Stream[Any, Any]], Awaitable[None]]:
         async def handle(stream: Stream[Any, Any]) -> None:
             with errors_as_status():
-                await self._streams.serve(lambda: serve(GrpcServerDuplex(stream)))
+                await self._streams.serve(lambda: serve(GrpcServerDuplex(stream, max_unit_bytes=self._max_unit_bytes)))
 
         return handle
 

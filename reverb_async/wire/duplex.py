@@ -22,14 +22,16 @@ class _GrpcDuplex(abc.ABC):
     Args:
         peer: who is at the other end, for messages.
         assembler: puts messages that come in parts together.
+        part_bytes: longer messages are sent in parts.
     """
 
     _owned: bool
     """Whether received buffers are writable."""
 
-    def __init__(self, peer: str, assembler: Assembler) -> None:
+    def __init__(self, peer: str, assembler: Assembler, part_bytes: int = PART_BYTES) -> None:
         self._peer = peer
         self._assembler = assembler
+        self._part_bytes = part_bytes
         self._aborted = False
         self._take: Callable[[Message], bool] | None = None
         self._declined: tuple[Body, Message] | None = None
@@ -49,10 +51,10 @@ class _GrpcDuplex(abc.ABC):
             return
         self._check_open()
         try:
-            if message.nbytes <= PART_BYTES:
+            if message.nbytes <= self._part_bytes:
                 await self._send_part(message)
             else:
-                for part in split(message):
+                for part in split(message, self._part_bytes):
                     await self._send_part(part)
         except TRANSPORT_ERRORS as error:
             self._check_open()
@@ -233,12 +235,15 @@ class GrpcClientDuplex(_GrpcDuplex):
         call: an open call of a streaming method.
         address: the server's, for messages.
         max_unit_bytes: the longest message that may come in parts.
+        part_bytes: longer messages are sent in parts.
     """
 
     _owned = True
 
-    def __init__(self, call: Call, address: str, *, max_unit_bytes: int = MAX_UNIT_BYTES) -> None:
-        super().__init__(address, Assembler(max_unit_bytes, call.pool))
+    def __init__(
+        self, call: Call, address: str, *, max_unit_bytes: int = MAX_UNIT_BYTES, part_bytes: int = PART_BYTES
+    ) -> None:
+        super().__init__(address, Assembler(max_unit_bytes, call.pool), part_bytes)
         self._call = call
 
     def _try_send(self, message: Message) -> bool:
@@ -266,7 +271,12 @@ class GrpcClientDuplex(_GrpcDuplex):
 
 
 async def open_duplex(
-    channel: ReplayChannel, path: str, address: str, *, max_unit_bytes: int = MAX_UNIT_BYTES
+    channel: ReplayChannel,
+    path: str,
+    address: str,
+    *,
+    max_unit_bytes: int = MAX_UNIT_BYTES,
+    part_bytes: int = PART_BYTES,
 ) -> GrpcClientDuplex:
     """Open a stream of method `path`, ``"/reverb_async.v1.Replay/Insert"`` say, at the server of `address`.
 
@@ -274,4 +284,5 @@ async def open_duplex(
         Unavailable: the server cannot be reached.
     """
     with status_as_errors(address):
-        return GrpcClientDuplex(await channel.open_call(path), address, max_unit_bytes=max_unit_bytes)
+        call = await channel.open_call(path)
+        return GrpcClientDuplex(call, address, max_unit_bytes=max_unit_bytes, part_bytes=part_bytes)

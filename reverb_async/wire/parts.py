@@ -116,7 +116,9 @@ class _Unit:
         if len(sizes) > MAX_BUFFERS:
             raise InvalidArgument(f"{len(sizes)} buffers in one message exceed {MAX_BUFFERS}")
         if sum(sizes) > max_unit_bytes:
-            raise ResourceExhausted(f"a message of {sum(sizes)} bytes exceeds the limit of {max_unit_bytes}")
+            raise ResourceExhausted(
+                f"a message of {sum(sizes)} bytes exceeds the limit of {max_unit_bytes} (16 times max_message_bytes)"
+            )
         self.parts = parts
         self.next_part = 0
         self._header = whole_header
