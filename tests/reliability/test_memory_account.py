@@ -14,7 +14,7 @@ from reliability_rig import num_connections, num_streams
 
 import reverb_async as ra
 from reverb_async.core.storage import RowStore
-from reverb_async.core.table_state import ITEM_BYTES
+from reverb_async.core.table_items import ITEM_BYTES
 from reverb_async.testing import until
 from reverb_async.wire.generated.deepmind.reverb import InsertStreamRequest
 from tests.compat.deepmind_rig import DeepMindClient, chunk, column, item, row_item

@@ -5,11 +5,14 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 
+from reverb_async.core.cut.store_cut import RowWatch
 from reverb_async.core.spec import ArraySpec
 from reverb_async.core.storage.account import Account
 from reverb_async.core.storage.backing import Backing, PlatformBacking
 from reverb_async.core.storage.blob_store import BlobStore
-from reverb_async.core.storage.row_store import RowCursor, RowStore, StoreUsage
+from reverb_async.core.storage.row_cursor import RowCursor
+from reverb_async.core.storage.row_store import RowStore
+from reverb_async.core.storage.usage import StoreUsage
 from reverb_async.errors import ResourceExhausted
 
 __all__ = ["Account", "BlobStore", "RowCursor", "RowStore", "Storage", "StoreUsage"]
@@ -41,6 +44,14 @@ class Storage:
         self._backing = backing
         self._groups: weakref.WeakValueDictionary[tuple[ArraySpec, ...], RowStore] = weakref.WeakValueDictionary()
         self.blobs = BlobStore(reserve_bytes=reserve_bytes, backing=backing, account=self.account)
+        self._is_watched = False
+
+    def watch(self) -> None:
+        """Note from now on which rows are on disk; see `RowStore.watch`."""
+        self._is_watched = True
+        for store in list(self._groups.values()):
+            if store.watch is None:
+                store.watch = RowWatch(store.capacity)
 
     def group(self, specs: Sequence[ArraySpec]) -> RowStore:
         """Return the store of this kind of column group; the caller keeps it alive.
@@ -59,6 +70,8 @@ class Storage:
             store = RowStore(
                 kind, self.blobs, reserve_bytes=self._reserve_bytes, backing=self._backing, account=self.account
             )
+            if self._is_watched:
+                store.watch = RowWatch(store.capacity)
             self._groups[kind] = store
         return store
 
