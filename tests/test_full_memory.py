@@ -76,7 +76,7 @@ async def test_writers_wait_in_their_order_until_something_is_deleted() -> None:
         await client.mutate_priorities("grows", deletes=state.slots.key[state.live_slots()[:1]])
         keys = [(await asyncio.wait_for(task, 10))["small"] for task in waiting]
         state = server.tables["small"].state
-        assert state.slots.key[state._remover.first(state.size)[-3:]].tolist() == keys
+        assert state.slots.key[state.remover.first(state.size)[-3:]].tolist() == keys
         for writer in writers:
             await writer.close()
 
