@@ -117,12 +117,12 @@ async def test_after_the_servers_timeout_writers_are_refused_and_an_alarm_tells(
 async def test_while_memory_becomes_free_nobody_is_refused() -> None:
     async with ra.Server([ra.Table.queue("q", 1000)], limits=ra.Limits(max_bytes=16 * MIB, full_timeout=0.5)) as server:
         async with ra.Client(server.address) as client, ra.Client(server.address) as other:
-            inserting = asyncio.create_task(client.insert_batch({"x": np.zeros((30, MIB), np.uint8)}, {"q": 1.0}))
+            inserting = asyncio.create_task(client.insert_batch({"x": np.zeros((20, MIB), np.uint8)}, {"q": 1.0}))
             await until(lambda: server.tables["q"].state.size >= 8)
-            for _ in range(30):
+            for _ in range(20):
                 await other.sample_one("q", timeout=10)
-                await asyncio.sleep(0.1)
-            assert len((await inserting)["q"]) == 30
+                await asyncio.sleep(0.06)
+            assert len((await inserting)["q"]) == 20
         assert server._replay.memory.num_refused == 0
 
 
