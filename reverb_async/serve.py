@@ -37,7 +37,7 @@ _OLD_COLLECTIONS = 50
 
 _TRIM_S = 5.0
 _TRIM_BYTES = 4 << 20
-"""The heap is trimmed when it has grown by so much, looked at so often."""
+"""The heap is trimmed when it has grown by so much, or the server holds so much less; looked at so often."""
 
 _USAGE_ERROR = 2
 _CANNOT_LISTEN = 1
@@ -145,7 +145,7 @@ async def _serve(config: Config, tables: Sequence[Table], stop: StopSignals) -> 
     except InvalidArgument as error:
         return _fail(_CANNOT_LISTEN, error)
     print(_ready_line(server), flush=True)
-    trimming = asyncio.create_task(_trim_heap())
+    trimming = asyncio.create_task(_trim_heap(server))
     await stop.wait()
     trimming.cancel()
     logger.info("stopping")
@@ -157,7 +157,7 @@ async def _serve(config: Config, tables: Sequence[Table], stop: StopSignals) -> 
     return 0
 
 
-async def _trim_heap() -> None:
+async def _trim_heap(server: Server) -> None:
     """Give memory back that Python and NumPy have freed in the midst of the heap, where the C library keeps it.
 
     Long messages come and go beside small objects that stay; without this a server never shrinks after a rush.
@@ -165,12 +165,14 @@ async def _trim_heap() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is None:  # another system, or another C library
         return
-    after = 0
+    after = before = 0
     while True:
         await asyncio.sleep(_TRIM_S)
-        if _heap_bytes() > after + _TRIM_BYTES:
+        held = server._replay.memory.used
+        if _heap_bytes() > after + _TRIM_BYTES or held < before - _TRIM_BYTES:
             await asyncio.to_thread(trim, 0)
-            after = _heap_bytes()
+            after, before = _heap_bytes(), held
+        before = max(before, held)
 
 
 def _heap_bytes() -> int:

@@ -89,7 +89,7 @@ class InsertStream:
                 raise self._error from None
             raise
         finally:
-            self._main = None
+            self._main = self._error = None  # The error refers to this frame, and that to messages.
             self._service.replay.count_writers(-1)
             if self._sender is not None:
                 self._sender.cancel()

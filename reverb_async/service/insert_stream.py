@@ -397,6 +397,8 @@ class InsertStream:
 
     def _insert(self, tables: Sequence[Table], blocks: list[ItemBlock], seq: int, timeout: float | None) -> None:
         """Insert what is admitted at once; the rest waits in a task of its own."""
+        for block in blocks:  # What waits shall not keep the whole message.
+            block.keys, block.priorities = block.keys.copy(), block.priorities.copy()
         items = WaitingItems(self, seq, blocks[0], Deadline(timeout))
         insertion = RowInsertion(tables, blocks, items.admitted)
         if insertion.try_now():

@@ -121,7 +121,11 @@ class RowInsertion:
         finally:
             self.leave()
         if self._error is not None:
-            raise self._error
+            error, self._error = self._error, None
+            try:
+                raise error
+            finally:
+                del error  # It refers to this frame.
 
     def leave(self) -> None:
         """Give up the place in the queues. Idempotent."""

@@ -204,6 +204,7 @@ class Memory(Account):
         finally:
             self._streams.discard(stream)
             self._waiting_bytes -= nbytes
+            stream.error = None  # It refers to this frame, and the frames above to long messages.
 
     def look_after(self) -> None:
         """Refuse those who have waited too long, and keep the alarm up to date; to be called every second or so."""

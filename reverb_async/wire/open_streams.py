@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from reverb_async.errors import ReplayError, TableClosed
 
 _FAREWELL_S = 2.0
+
+
+def _let_go_of_messages(error: BaseException) -> None:
+    """Clear the frames an error has passed: grpclib's errors refer to themselves, and would keep what these hold."""
+    seen: BaseException | None = error
+    while seen is not None:
+        traceback.clear_frames(seen.__traceback__)
+        seen = seen.__context__
 
 
 class OpenStreams:
@@ -36,7 +45,8 @@ class OpenStreams:
             self.refuse_when_closing()
             try:
                 await handle()
-            except (asyncio.CancelledError, ReplayError):
+            except (asyncio.CancelledError, ReplayError) as error:
+                _let_go_of_messages(error)
                 if not task.cancelling():
                     raise
                 if self._closing and task.uncancel() == 0:
