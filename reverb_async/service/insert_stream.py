@@ -188,7 +188,7 @@ class InsertStream:
         began = loop.time()
         self._is_working = False  # What waits in the tables' queues may get in meanwhile.
         while True:
-            timeouts = [block.timeout for block in (*items, *rows) if block.timeout is not None]
+            timeouts = [block.timeout for block in _in_order(items, rows) if block.timeout is not None]
             deadline = Deadline(began + min(timeouts) - loop.time() if timeouts else None)
             held = self._open_bytes.used + self._waiting_bytes
             try:

@@ -176,11 +176,15 @@ class Stream(grpclib.protocol.Stream):
             return
         room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
+        def grant() -> None:
+            if not room.done():
+                room.set_result(None)
+
         def fail(error: ResourceExhausted) -> None:
             if not room.done():
                 room.set_exception(to_grpc_error(error))
 
-        self._unit = self.hold(length, lambda: room.done() or room.set_result(None), fail)
+        self._unit = self.hold(length, grant, fail)
         if self._unit is not None and not self._unit.is_granted:
             await room
 
