@@ -27,6 +27,7 @@ ALLOWED = {
     "sessions": ["errors", "protocol"],
     "saving": ["core"],
     "replay": ["alarms", "core", "errors", "limits", "protocol", "saving", "sessions", "table"],
+    "checkpoint": ["checkpoint", "compat.tensors", "core", "errors", "replay", "saving", "table"],
     "service": ["core", "errors", "limits", "protocol", "replay", "service", "sessions", "table", "waiting"],
     "wire": ["client.transport", "core", "errors", "protocol", "wire"],
     "client": ["client", "core", "errors", "protocol", "waiting"],
@@ -34,7 +35,7 @@ ALLOWED = {
         *["compat", "core", "errors", "limits", "metrics", "protocol", "replay", "service", "sessions", "table"],
         *["waiting", "wire"],
     ],
-    "config": ["compat.signatures", "config", "core", "errors", "hosts", "limits", "table"],
+    "config": ["checkpoint", "compat.signatures", "config", "core", "errors", "hosts", "limits", "table"],
     "local_streams": ["errors", "protocol", "waiting"],
     "inprocess": ["client.transport", "core", "errors", "local_streams", "protocol", "service"],
     "foreign": [
@@ -43,6 +44,7 @@ ALLOWED = {
     ],
     "server": [
         *[
+            "checkpoint",
             "client",
             "compat",
             "core",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -58,6 +58,8 @@ class ReplayService:
         self._started_at = time.monotonic()
         self.transport_status: Callable[[], TransportStatus] = TransportStatus
         """Tells what the transports know; set by the server."""
+        self.save: Callable[[], Awaitable[str]] | None = None
+        """Writes a checkpoint, if there is a checkpointer."""
         self.closing = False
         """The server is stopping: streams that end now end because of that."""
 
@@ -137,9 +139,11 @@ class ReplayService:
             alarms=tuple(replay.alarms),
         )
 
-    def checkpoint(self) -> str:
-        """Refuse: this server keeps everything in memory."""
-        raise CheckpointError("this server has no checkpointer: what it holds lives in memory only")
+    async def checkpoint(self) -> str:
+        """Have everything written to disk; return where."""
+        if self.save is None:
+            raise CheckpointError("this server has no checkpointer: what it holds lives in memory only")
+        return await self.save()
 
 
 def _keys(keys: Sequence[int]) -> NDArray[np.uint64]:
