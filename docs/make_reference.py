@@ -12,7 +12,7 @@ import reverb_async as ra
 PAGE = Path(__file__).with_name("reference.md")
 
 GROUPS = {
-    "Serving": ["Server", "Table", "Checkpointer", "TableInfo"],
+    "Serving": ["Server", "Limits", "Table", "Checkpointer", "TableInfo", "ServerStatus", "Alarm"],
     "Client": ["Client", "Sampler", "BatchSampler", "Sample", "SampleInfo", "Batch", "BatchInfo", "MutateResult"],
     "Writing": ["TrajectoryWriter", "TrajectoryColumn"],
     "Data": ["ArraySpec", "Ragged"],

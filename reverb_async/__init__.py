@@ -9,7 +9,7 @@ from reverb_async.client.writing.history import TrajectoryColumn
 from reverb_async.client.writing.writer import TrajectoryWriter
 from reverb_async.core import rate_limiters, selectors
 from reverb_async.core.draw import MutateResult
-from reverb_async.core.info import TableInfo
+from reverb_async.core.info import Alarm, ServerStatus, TableInfo
 from reverb_async.core.ragged import Ragged
 from reverb_async.core.spec import ArraySpec
 from reverb_async.errors import (
@@ -29,12 +29,14 @@ from reverb_async.errors import (
     TableNotFound,
     Unavailable,
 )
+from reverb_async.limits import Limits
 from reverb_async.server import Server
 from reverb_async.table import Table
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Alarm",
     "ArraySpec",
     "Batch",
     "BatchInfo",
@@ -47,6 +49,7 @@ __all__ = [
     "ExpiredReference",
     "InvalidArgument",
     "ItemNotFound",
+    "Limits",
     "MutateResult",
     "NotFound",
     "PermissionDenied",
@@ -58,6 +61,7 @@ __all__ = [
     "SampleInfo",
     "Sampler",
     "Server",
+    "ServerStatus",
     "SignatureMismatch",
     "Table",
     "TableClosed",

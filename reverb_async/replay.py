@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from reverb_async.alarms import Alarms
 from reverb_async.core.cut.plain import layout_from_plain
 from reverb_async.core.cut.table_restore import restore_items
 from reverb_async.core.encoded import DamagedChunks, EncodedItems
@@ -18,10 +19,11 @@ from reverb_async.core.storage import RowStore, Storage
 from reverb_async.core.storage.restoring import RestoringStore
 from reverb_async.core.table_state import TableState
 from reverb_async.errors import InvalidArgument, TableNotFound
+from reverb_async.limits import Limits
 from reverb_async.protocol.hello import KEYS_PER_BLOCK
 from reverb_async.saving import ReplayCut, ReplayImage
 from reverb_async.sessions import Sessions, read_sessions
-from reverb_async.table import Table
+from reverb_async.table import Memory, Table
 
 logger = logging.getLogger("reverb_async")
 
@@ -33,11 +35,15 @@ _SKIPPED_BLOCKS = 1 << 16
 class Replay:
     """The tables of one server, by name, and what they share.
 
+    Args:
+        tables: at least one.
+        limits: bounds of all that is held; none on bytes unless given.
+
     Raises:
         InvalidArgument: no tables, or two of the same name.
     """
 
-    def __init__(self, tables: Sequence[Table]) -> None:
+    def __init__(self, tables: Sequence[Table], limits: Limits | None = None) -> None:
         if isinstance(tables, Table):
             raise InvalidArgument("tables is a list: put the table into one, Server([table])")
         if not tables:
@@ -49,9 +55,12 @@ class Replay:
             if table.name in self.tables:
                 raise InvalidArgument(f"two tables are named {table.name!r}: names must be distinct")
             self.tables[table.name] = table
-        self.storage = Storage()
+        self.limits = limits or Limits()
+        self.alarms = Alarms()
+        self.memory = Memory(self.limits, self.alarms)
+        self.storage = Storage(account=self.memory)
         self.layouts = Layouts()
-        self.encoded = EncodedItems(self.storage, lock=threading.Lock())
+        self.encoded = EncodedItems(self.storage, None, self.limits.cached_bytes * 4 // 5, lock=threading.Lock())
         self.sessions = Sessions()
         self.episodes = EpisodeRanges()
         self.epoch = secrets.token_bytes(16)
@@ -90,6 +99,7 @@ class Replay:
     def count_writers(self, change: int) -> None:
         """Note that insert streams opened (1) or ended (-1); tables name the number in their messages."""
         self._num_writers += change
+        self.memory.num_writers = self._num_writers
         for table in self.tables.values():
             table.num_writers = self._num_writers
 
@@ -203,6 +213,9 @@ class Replay:
             for table in opened:
                 table.close()
             raise
+        self.memory.open(opened)
+        for table in opened:
+            table.state.count_in(self.memory)
 
     def end_waits(self) -> None:
         """End every wait, now and from now on; what need not wait goes on until `close`."""
@@ -213,3 +226,4 @@ class Replay:
         """End every wait and refuse everything."""
         for table in self.tables.values():
             table.close()
+        self.memory.close()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
 import gc
 import logging
+import mmap
 import os
 import signal
 import sys
@@ -19,7 +21,9 @@ from typing import Any, NoReturn
 import reverb_async
 from reverb_async.config import Config, load
 from reverb_async.config.flags import CHECKPOINT_KEYS, add_checkpoint_flags, as_number
+from reverb_async.config.limits import LIMIT_FLAGS
 from reverb_async.config.load import DEFAULT_GRACE_S, DEFAULT_PORT
+from reverb_async.config.settings import parse_value
 from reverb_async.errors import CheckpointError, InvalidArgument, ReplayError
 from reverb_async.server import Server
 from reverb_async.table import Table
@@ -28,6 +32,10 @@ logger = logging.getLogger("reverb_async")
 
 _OLD_COLLECTIONS = 50
 """Collections of the middle generation before a full one; Python's default is 10."""
+
+_TRIM_S = 5.0
+_TRIM_BYTES = 4 << 20
+"""The heap is trimmed when it has grown by so much, or the server holds so much less; looked at so often."""
 
 _USAGE_ERROR = 2
 _FAILED = 1
@@ -42,6 +50,9 @@ tables:
 
     [server]
     port = {DEFAULT_PORT}
+
+    [limits]
+    max_bytes = "8GiB"
 
     [[table]]
     name = "replay"
@@ -98,10 +109,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     logger.setLevel(args.log_level.upper())  # Ours only: grpclib has a line for every stream that a client drops.
     keys = ("host", "port", "unix", "insecure", "reverb_compat", "grace", *CHECKPOINT_KEYS)
     flags = {key: getattr(args, key) for key in keys if getattr(args, key) is not None}
+    limits = {key: parse_value(getattr(args, key)) for key in LIMIT_FLAGS if getattr(args, key) is not None}
     try:
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
-            config = load(args.config, args.table, flags, args.reverb_config)
+            config = load(args.config, args.table, flags, args.reverb_config, limits)
             tables = config.build_tables()
             printed = config.to_toml() if args.print_config else ""
     except InvalidArgument as error:
@@ -128,6 +140,7 @@ async def _serve(config: Config, tables: Sequence[Table], stop: StopSignals) -> 
         unix_path=where.unix,
         insecure=where.insecure,
         reverb_compat=where.reverb_compat,
+        limits=config.limits,
         checkpointer=where.build_checkpointer(),
     )
     try:
@@ -137,13 +150,39 @@ async def _serve(config: Config, tables: Sequence[Table], stop: StopSignals) -> 
     except CheckpointError as error:
         return _fail(_CANNOT_RESTORE, error)
     print(_ready_line(server), flush=True)
+    trimming = asyncio.create_task(_trim_heap(server))
     await stop.wait()
+    trimming.cancel()
     logger.info("stopping, within %g s; a second signal ends it at once", where.grace)
     try:
         await server.close(grace=where.grace)
     except ReplayError as error:
         return _fail(_FAILED, error)
     return 0
+
+
+async def _trim_heap(server: Server) -> None:
+    """Give memory back that Python and NumPy have freed in the midst of the heap, where the C library keeps it.
+
+    Long messages come and go beside small objects that stay; without this a server never shrinks after a rush.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is None:  # another system, or another C library
+        return
+    after = before = 0
+    while True:
+        await asyncio.sleep(_TRIM_S)
+        held = server._replay.memory.used
+        if _heap_bytes() > after + _TRIM_BYTES or held < before - _TRIM_BYTES:
+            await asyncio.to_thread(trim, 0)
+            after, before = _heap_bytes(), held
+        before = max(before, held)
+
+
+def _heap_bytes() -> int:
+    """Return the resident memory of this process that is its own."""
+    _, resident, shared = Path("/proc/self/statm").read_text().split()[:3]
+    return (int(resident) - int(shared)) * mmap.PAGESIZE
 
 
 def _ready_line(server: Server) -> str:
@@ -281,6 +320,9 @@ def _make_parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="serve dm-reverb's clients too, on the same port (default yes)",
     )
+    limits = parser.add_argument_group("limits")
+    for name, text in LIMIT_FLAGS.items():
+        limits.add_argument(f"--{name.replace('_', '-')}", metavar="SIZE" if "bytes" in name else "N", help=text)
     parser.add_argument(
         "--grace",
         type=as_number,

@@ -15,30 +15,32 @@ ROOT = Path(reverb_async.__file__).parent
 PACKAGE = "reverb_async"
 
 ALLOWED = {
+    "alarms": ["core"],
     "errors": [],
     "core": ["errors", "core"],
     "protocol": ["core", "errors", "protocol"],
     "hosts": [],
+    "limits": ["errors"],
     "metrics": [],
     "waiting": [],
-    "table": ["core", "errors", "metrics", "table", "waiting"],
+    "table": ["alarms", "core", "errors", "limits", "metrics", "table", "waiting"],
     "sessions": ["errors", "protocol"],
     "saving": ["core"],
-    "replay": ["core", "errors", "protocol", "saving", "sessions", "table"],
+    "replay": ["alarms", "core", "errors", "limits", "protocol", "saving", "sessions", "table"],
     "checkpoint": ["checkpoint", "compat.tensors", "core", "errors", "replay", "saving", "table"],
-    "service": ["core", "errors", "protocol", "replay", "service", "sessions", "table", "waiting"],
+    "service": ["core", "errors", "limits", "protocol", "replay", "service", "sessions", "table", "waiting"],
     "wire": ["client.transport", "core", "errors", "protocol", "wire"],
     "client": ["client", "core", "errors", "protocol", "waiting"],
     "compat": [
-        *["compat", "core", "errors", "metrics", "protocol", "replay", "service", "sessions", "table", "waiting"],
-        "wire",
+        *["compat", "core", "errors", "limits", "metrics", "protocol", "replay", "service", "sessions", "table"],
+        *["waiting", "wire"],
     ],
-    "config": ["checkpoint", "compat.signatures", "config", "core", "errors", "hosts", "table"],
+    "config": ["checkpoint", "compat.signatures", "config", "core", "errors", "hosts", "limits", "table"],
     "local_streams": ["errors", "protocol", "waiting"],
     "inprocess": ["client.transport", "core", "errors", "local_streams", "protocol", "service"],
     "foreign": [
-        *["client.transport", "compat", "core", "errors", "foreign", "local_streams", "protocol", "service.tasks"],
-        *["sessions", "waiting", "wire"],
+        *["client.transport", "compat", "core", "errors", "foreign", "limits", "local_streams", "protocol"],
+        *["service.tasks", "sessions", "waiting", "wire"],
     ],
     "server": [
         *[
@@ -49,6 +51,7 @@ ALLOWED = {
             "errors",
             "hosts",
             "inprocess",
+            "limits",
             "protocol",
             "replay",
             "server",

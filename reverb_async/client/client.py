@@ -32,7 +32,7 @@ from reverb_async.client.transport import Transport
 from reverb_async.client.updates import Updates, as_keys, as_updates
 from reverb_async.client.writing.writer import TrajectoryWriter
 from reverb_async.core.draw import MutateResult
-from reverb_async.core.info import TableInfo
+from reverb_async.core.info import ServerStatus, TableInfo
 from reverb_async.errors import Closed
 
 _ATTEMPT_S = 10.0
@@ -351,6 +351,17 @@ class Client:
         connector = self._use().connector
         async with time_limit(timeout, connector, "asking for server_info"):
             return dict(await connector.describe())
+
+    async def server_status(self, *, timeout: float | None = 10.0) -> ServerStatus:
+        """Describe the server itself: memory, connections, alarms.
+
+        Raises:
+            DeadlineExceeded: the server did not answer in time.
+        """
+        check_timeout(timeout)
+        connector = self._use().connector
+        async with time_limit(timeout, connector, "asking for server_status"):
+            return await connector.call(lambda: connector.transport.server_status(), "asking for server_status")
 
     async def checkpoint(self, *, timeout: float | None = None) -> str:
         """Have the server write a checkpoint of what it holds now, or somewhat later; return its path there.

@@ -22,11 +22,11 @@ from reverb_async.compat.wire_format import ChunkView, ItemView
 from reverb_async.core.encoded import EncodedItem, EncodedItems
 from reverb_async.core.runs import Rows
 from reverb_async.errors import ResourceExhausted
+from reverb_async.limits import in_words
 from reverb_async.table import Table
 
 MAX_CHUNKS = 1 << 18
-MAX_CHUNK_BYTES = 4 << 30
-"""What one stream may keep that no item has to show: chunks, and their encoded bytes."""
+"""Chunks that one stream may keep and no item has to show."""
 
 _STEP_BYTES = 4 << 20
 _STEP_TENSORS = 8192
@@ -77,16 +77,29 @@ class IncomingItem(NamedTuple):
 
 
 class HeldChunks:
-    """The chunks one stream has sent and not dropped, by key."""
+    """The chunks one stream has sent and not dropped, by key.
 
-    def __init__(self, encoded: EncodedItems, recipes: Recipes, episodes: EpisodeNumbers) -> None:
+    Args:
+        encoded: where they are stored.
+        recipes: tell what items show of them.
+        episodes: numbers the stream's episodes.
+        max_bytes: what they may take, encoded as they are; a single message may bring more.
+
+    Attributes:
+        nbytes: what they take.
+    """
+
+    def __init__(
+        self, encoded: EncodedItems, recipes: Recipes, episodes: EpisodeNumbers, max_bytes: int = 1 << 62
+    ) -> None:
+        self._max_bytes = max_bytes
         self._encoded = encoded
         self._recipes = recipes
         self._episodes = episodes
         self._chunks: dict[int, Chunk] = {}
         self._arrived: deque[Chunk] = deque()
         self._dropped: list[Chunk] = []
-        self._nbytes = 0
+        self.nbytes = 0
 
     async def store(self, views: Sequence[ChunkView]) -> None:
         """Store chunks, to be given to `hold` one after the other. Lets others run while there are many.
@@ -108,10 +121,11 @@ class HeldChunks:
 
     async def _store(self, views: Sequence[ChunkView], nbytes: int) -> None:
         count = len(self._chunks) + len(self._arrived) + len(views)
-        if count > MAX_CHUNKS or self._nbytes + nbytes > MAX_CHUNK_BYTES:
+        if count > MAX_CHUNKS or (self.nbytes and self.nbytes + nbytes > self._max_bytes):
             raise ResourceExhausted(
-                f"the stream keeps more than {MAX_CHUNKS} chunks or {MAX_CHUNK_BYTES} bytes of them: "
-                f"create items, whose keep_chunk_keys drop what is not needed any more"
+                f"the stream would keep {count} chunks of {in_words(self.nbytes + nbytes)}, more than {MAX_CHUNKS} or "
+                f"max_client_bytes={in_words(self._max_bytes)}: create items, whose keep_chunk_keys drop what is not "
+                f"needed any more"
             )
         tensors = await _tensors(views)
         keys = np.array([view.key for view in views], np.uint64)
@@ -124,7 +138,7 @@ class HeldChunks:
             new(Chunk, (row, len(raw), number(episode_id), known))
             for (_, episode_id, raw, _), row, known in zip(views, rows.tolist(), tensors, strict=True)
         ]
-        self._nbytes += nbytes
+        self.nbytes += nbytes
 
     async def _add_long(self, chunk: Data, key: NDArray[np.uint64]) -> Rows:
         row = self._encoded.make_room(len(chunk), key)
@@ -187,7 +201,7 @@ class HeldChunks:
             asyncio.get_running_loop().call_soon(self._let_go_in_slices, chunks)
 
     def _let_go(self, chunks: Sequence[Chunk]) -> None:
-        self._nbytes -= sum([chunk.nbytes for chunk in chunks])
+        self.nbytes -= sum([chunk.nbytes for chunk in chunks])
         rows: Rows = np.array([chunk.row for chunk in chunks], np.int64)
         self._encoded.drop(rows)
 

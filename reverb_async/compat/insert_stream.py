@@ -49,7 +49,10 @@ class InsertStream:
     def __init__(self, service: DeepMindService, stream: BytesStream) -> None:
         self._service = service
         self._stream = stream
-        self._chunks = HeldChunks(service.encoded, service.recipes, service.episodes.stream())
+        self._memory = service.replay.memory
+        self._chunks = HeldChunks(
+            service.encoded, service.recipes, service.episodes.stream(), service.replay.limits.client_bytes
+        )
         self._tables: dict[Table, TableInserts] = {}
         self._confirmed: list[int] = []
         self._sender: asyncio.Task[None] | None = None
@@ -86,7 +89,7 @@ class InsertStream:
                 raise self._error from None
             raise
         finally:
-            self._main = None
+            self._main = self._error = None  # The error refers to this frame, and that to messages.
             self._service.replay.count_writers(-1)
             if self._sender is not None:
                 self._sender.cancel()
@@ -110,6 +113,9 @@ class InsertStream:
 
     async def _work_off(self, bodies: Sequence[Data]) -> None:
         """Do what messages ask for, in their order; what can be done for all of them in one go is."""
+        nbytes = sum(map(len, bodies))
+        if self._memory.used + nbytes > self._memory.stage_below:
+            await self._wait_for_memory(nbytes)
         try:
             requests = await _read_all(bodies)
             await self._chunks.store([view for request in requests for view in request.chunks])
@@ -144,12 +150,18 @@ class InsertStream:
             ready.flush()
             self._chunks.release()
 
+    async def _wait_for_memory(self, nbytes: int) -> None:
+        """Wait until so much may be stored; confirmations go out meanwhile."""
+        self._is_working = False
+        await self._memory.wait(self._chunks.nbytes + sum(each.nbytes for each in self._tables.values()), nbytes)
+        self._is_working = True
+
     def _insert(self, items: Sequence[IncomingItem]) -> None:
         """Insert items of one table and layout, or let them wait."""
         table, encoded = items[0].table, self._service.encoded
         inserts = self._tables.get(table)
         if inserts is None:
-            inserts = self._tables[table] = TableInserts(table, encoded, self._confirm, self._fail)
+            inserts = self._tables[table] = TableInserts(table, self._service.replay, self._confirm, self._fail)
         _, keys, priorities, _, kept, episodes = zip(*items, strict=True)
         inserts.insert(
             encoded.block(
@@ -203,6 +215,8 @@ class InsertStream:
         """Stop reading while too many items wait for a table, or the client does not take its confirmations."""
         while len(self._confirmed) > MAX_UNCONFIRMED or any(inserts.room <= 0 for inserts in self._tables.values()):
             self._room.clear()
+            if self._memory.is_full:  # More may wait when it is not.
+                self._memory.call_when_less(self._room.set)
             await self._room.wait()
 
 

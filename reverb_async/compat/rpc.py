@@ -13,21 +13,28 @@ from reverb_async.compat.scanning import Data, as_data
 from reverb_async.compat.service import DeepMindService
 from reverb_async.compat.statuses import errors_as_status, to_status
 from reverb_async.errors import InvalidArgument, ReplayError
+from reverb_async.limits import Limits
 from reverb_async.replay import Replay
 from reverb_async.wire.http2 import BytesCall
 from reverb_async.wire.open_streams import OpenStreams
 
 SERVICE = "deepmind.reverb.ReverbService"
+INSERT = f"/{SERVICE}/InsertStream"
 
-MESSAGE_LIMITS = {
-    SERVICE: 64 << 10,
-    f"/{SERVICE}/InsertStream": 512 << 20,
-    f"/{SERVICE}/MutatePriorities": 64 << 20,
-}
-"""The longest messages, by service and method. Clients cut a request once it exceeds 40 MiB, but never a chunk.
+_LEAST_INSERT_BYTES = 64 << 20
 
-Others have little more than a table's name, and are read where they arrive.
-"""
+
+def message_limits(limits: Limits) -> dict[str, int]:
+    """Return the longest messages, by service and method.
+
+    Clients cut a request once it exceeds 40 MiB, but never a chunk. Other messages have little more than a table's
+    name, and are read where they arrive.
+    """
+    return {
+        SERVICE: 64 << 10,
+        INSERT: max(8 * limits.max_message_bytes, _LEAST_INSERT_BYTES),
+        f"/{SERVICE}/MutatePriorities": limits.max_message_bytes,
+    }
 
 
 class DeepMindHandlers:
@@ -61,6 +68,15 @@ class DeepMindHandlers:
                 for name, answer in calls.items()
             },
         }
+
+    @property
+    def cached_bytes(self) -> int:
+        """What is kept of items that were encoded."""
+        return self._service.native_items.nbytes
+
+    def forget_what_is_gone(self) -> None:
+        """Let caches go that nobody needs any more."""
+        self._service.native_items.forget_what_is_gone()
 
     def _streaming(self, serve: Callable[[BytesStream], Awaitable[None]]) -> Callable[[Stream[Any, Any]], Any]:
         async def handle(stream: Stream[Any, Any]) -> None:

@@ -66,13 +66,19 @@ class SampleStream:
 
     async def _send(self, table: Table, draw: Draw) -> None:
         """Send what was drawn. A sample whose message was sent counts as delivered, the others return."""
+        memory = self._service.replay.memory
         sent = 0
         waiting: list[Portion] = []
         try:
             waiting = portions(self._service, table, draw)
             while waiting:
                 portion = waiting.pop(0)
-                await self._stream.send([await portion.message()])
+                message = await portion.message()
+                memory.used += len(message)
+                try:
+                    await self._stream.send([message])
+                finally:
+                    memory.give_back(len(message))
                 table.acknowledge(draw.part(sent, sent + portion.count))
                 sent += portion.count
         finally:

@@ -52,7 +52,7 @@ class DeepMindService:
         self.encoded.decode = decode_chunk_tensor
         self.recipes = Recipes(ColumnLayouts(self.encoded))
         self.episodes = EpisodeBook(replay.episodes)
-        self.native_items = NativeItems()
+        self.native_items = NativeItems(replay.limits.cached_bytes // 5)
         # Clients keep signatures until it changes.
         self._tables_state_id = (secrets.randbits(64), secrets.randbits(63) + 1)
         self._signatures = [_encoded_signature(table) for table in replay.tables.values()]
@@ -76,7 +76,7 @@ class DeepMindService:
         everyone = (*waiting, *self._adopted)
         count, nbytes = sum(inserts.count for inserts in everyone), sum(inserts.nbytes for inserts in everyone)
         for inserts in waiting:
-            if count > MAX_ADOPTED_ITEMS or nbytes > MAX_ADOPTED_BYTES:
+            if count > MAX_ADOPTED_ITEMS or nbytes > min(MAX_ADOPTED_BYTES, self.replay.limits.client_bytes):
                 await inserts.finish()
                 continue
             self._adopted.add(inserts)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ from reverb_async.checkpoint.loading import OnCorrupt
 from reverb_async.checkpoint.policy import RestorePolicy
 from reverb_async.config.choices import Settings, expand, overlay
 from reverb_async.config.flags import CHECKPOINT_KEYS
+from reverb_async.config.limits import LIMIT_FLAGS, limits_to_toml, read_limits
 from reverb_async.config.reverb_config import read_reverb_config
 from reverb_async.config.settings import Setting, check_keys, parse_flag, read_text, shown, table_place, to_toml
 from reverb_async.config.tables import TableConfig, read_table
 from reverb_async.errors import InvalidArgument
 from reverb_async.hosts import is_loopback
+from reverb_async.limits import Limits
 from reverb_async.table import Table
 
 DEFAULT_PORT = 8000
@@ -86,6 +88,7 @@ class Config:
 
     server: ServerConfig
     tables: tuple[TableConfig, ...]
+    limits: Limits = field(default_factory=Limits)
 
     def build_tables(self) -> list[Table]:
         """Make the tables.
@@ -97,7 +100,9 @@ class Config:
 
     def to_toml(self) -> str:
         """Return the whole configuration, defaults included, as a file that `load` reads back."""
-        return "\n".join([self.server.to_toml(), *(table.to_toml() for table in self.tables)])
+        return "\n".join(
+            [self.server.to_toml(), limits_to_toml(self.limits), *(table.to_toml() for table in self.tables)]
+        )
 
 
 def load(
@@ -105,6 +110,7 @@ def load(
     table_flags: Sequence[str] = (),
     server_flags: Mapping[str, object] | None = None,
     reverb_config: str | None = None,
+    limit_flags: Mapping[str, object] | None = None,
 ) -> Config:
     """Read and check a configuration.
 
@@ -113,6 +119,7 @@ def load(
         table_flags: what ``--table`` was given: changes to tables of the file, or further tables.
         server_flags: fields of `ServerConfig` from the command line; they come before the file.
         reverb_config: instead of a TOML file, what `read_reverb_config` reads.
+        limit_flags: fields of `Limits` from the command line; they override the file.
 
     Returns:
         The configuration; with the one table "replay" if neither names any.
@@ -121,12 +128,9 @@ def load(
         InvalidArgument: naming file, table, key, value and what would work.
     """
     document: Mapping[str, object] = {} if path is None else _read_toml(path)
-    check_keys(document, ("server", "table"), f"{path}: ")
-    section = document.get("server", {})
-    if not isinstance(section, Mapping):
-        raise InvalidArgument(f"{path}: server must be a section that begins with [server], got {shown(section)}")
-    check_keys(section, _SERVER_READERS, f"{path}: [server], ")
-    settings = {key: Setting(value, f'{path}: [server], key "{key}"') for key, value in section.items()}
+    check_keys(document, ("server", "limits", "table"), f"{path}: ")
+    settings = _section(document, "server", _SERVER_READERS, path)
+    limits = _section(document, "limits", LIMIT_FLAGS, path)
     tables = {} if path is None else _file_tables(document.get("table", []), str(path))
     if reverb_config is not None:
         tables, port = read_reverb_config(reverb_config)
@@ -134,6 +138,9 @@ def load(
     for key, value in (server_flags or {}).items():
         settings[key] = Setting(value, f"--{key.replace('_', '-')}")
     server = _read_server(settings)
+    for key, value in (limit_flags or {}).items():
+        limits[key] = Setting(value, f"--{key.replace('_', '-')}")
+    read = read_limits(limits)
 
     changed = set()
     for flag in table_flags:
@@ -147,10 +154,18 @@ def load(
         _, so_far = tables.get(name, ("", {}))
         tables[name] = place, overlay(so_far, expand(entry, place))
     if not tables:
-        return Config(server=server, tables=(TableConfig(name="replay"),))
-    return Config(
-        server=server, tables=tuple(read_table(name, settings, place) for name, (place, settings) in tables.items())
-    )
+        return Config(server=server, tables=(TableConfig(name="replay"),), limits=read)
+    made = tuple(read_table(name, settings, place) for name, (place, settings) in tables.items())
+    return Config(server=server, tables=made, limits=read)
+
+
+def _section(document: Mapping[str, object], name: str, known: Iterable[str], path: Path | None) -> dict[str, Setting]:
+    """Return the settings of a section, by key."""
+    section = document.get(name, {})
+    if not isinstance(section, Mapping):
+        raise InvalidArgument(f"{path}: {name} must be a section that begins with [{name}], got {shown(section)}")
+    check_keys(section, known, f"{path}: [{name}], ")
+    return {key: Setting(value, f'{path}: [{name}], key "{key}"') for key, value in section.items()}
 
 
 def _read_toml(path: Path) -> dict[str, object]:

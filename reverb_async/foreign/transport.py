@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from reverb_async.client.transport import StreamKind
 from reverb_async.compat.scanning import Data
 from reverb_async.compat.table_info import read_server_info, read_state_id
-from reverb_async.core.info import TableInfo
+from reverb_async.core.info import ServerStatus, TableInfo
 from reverb_async.errors import Closed, InvalidArgument, TableNotFound
 from reverb_async.foreign.call import MAX_MESSAGE_BYTES, ForeignCall, unary
 from reverb_async.foreign.inserting import ForeignInsert
@@ -101,6 +101,10 @@ class ForeignTransport:
         if name not in self._known:
             raise TableNotFound(name, self._known)
         return self._known[name]
+
+    async def server_status(self) -> ServerStatus:
+        """Refuse: dm-reverb does not tell."""
+        raise InvalidArgument(f"{self.address} is a dm-reverb server: it tells nothing about itself but its tables")
 
     async def checkpoint(self) -> str:
         """Have the server write a checkpoint; return its path there."""

@@ -230,8 +230,14 @@ class InsertRequestReader:
     """
 
     def __init__(self, message: Message) -> None:
+        self._message = message
         self._header = message.header
         self.buffers = BufferReader(message)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all buffers in bytes."""
+        return self._message.nbytes
 
     @property
     def has_only_rows(self) -> bool:

@@ -18,25 +18,25 @@ from reverb_async.checkpoint import Checkpointer
 from reverb_async.client.client import Client
 from reverb_async.compat import rpc as compat
 from reverb_async.compat.rpc import DeepMindHandlers
+from reverb_async.core.buffer_pool import BufferPool
 from reverb_async.errors import Closed, InvalidArgument
 from reverb_async.hosts import is_loopback
 from reverb_async.inprocess import InProcessTransport
+from reverb_async.limits import Limits
 from reverb_async.replay import Replay
 from reverb_async.server.ending import GRACE_S, Ending, check_grace
-from reverb_async.server.rpc import SERVICE, HealthHandlers, ReplayHandlers
-from reverb_async.service.service import ReplayService
+from reverb_async.server.rpc import INSERT, SERVICE, HealthHandlers, ReplayHandlers
+from reverb_async.service.service import ReplayService, TransportStatus
 from reverb_async.table import Table
-from reverb_async.wire.http2 import MAX_MESSAGE_BYTES, ReplayServer, WindowBudget
+from reverb_async.wire.http2 import ReplayServer, WindowBudget
 
 if TYPE_CHECKING:
     from grpclib._typing import IServable
 
 logger = logging.getLogger("reverb_async")
 
-RECEIVE_BUDGET_BYTES = 256 << 20
-"""What all insert streams together may have received and the server not yet worked off."""
-
 _TICK_S = 1.0
+_TRIM_AGAIN_S = 0.05
 
 
 class Server:
@@ -49,6 +49,7 @@ class Server:
         unix_path: path of a Unix socket to listen on as well.
         insecure: accept connections from other machines although nothing is encrypted and nobody is asked who they are.
         reverb_compat: serve clients of DeepMind's Reverb as well, on the same port and with the same tables.
+        limits: what it takes at most: memory, messages, connections.
         checkpointer: saves the tables, and restores them in `start`; without one they live in memory only.
 
     Raises:
@@ -64,10 +65,13 @@ class Server:
         unix_path: str | os.PathLike[str] | None = None,
         insecure: bool = False,
         reverb_compat: bool = True,
+        limits: Limits | None = None,
         checkpointer: Checkpointer | None = None,
     ) -> None:
-        self._replay = Replay(tables)
-        self._service = ReplayService(self._replay, MAX_MESSAGE_BYTES)
+        if limits is not None and not isinstance(limits, Limits):
+            raise InvalidArgument(f"limits must be reverb_async.Limits(...), got {limits!r:.60}")
+        self._replay = Replay(tables, limits)
+        self._service = ReplayService(self._replay, self._replay.limits.max_message_bytes)
         self._host = host
         self._port = port
         self._unix_path = None if unix_path is None else os.fspath(unix_path)
@@ -79,6 +83,9 @@ class Server:
         if port is not None and (isinstance(port, bool) or not isinstance(port, int) or not 0 <= port < 65536):
             raise InvalidArgument(f"port must be an int from 0 (any free one) to 65535, or None, got {port!r}")
         self._listening: list[ReplayServer] = []
+        self._budget = WindowBudget(self._replay.limits.received_bytes // 2)
+        self._budget.may_store = self._replay.memory.may_store
+        self._service.transport_status = self._transport_status
         self._handlers: ReplayHandlers | None = None
         if checkpointer is not None and not isinstance(checkpointer, Checkpointer):
             raise InvalidArgument(
@@ -120,6 +127,7 @@ class Server:
         if self._stopped is not None or self._closed:
             raise Closed("this server was started before: make a new one")
         self._replay.open()
+        self._replay.memory.add_queue(self._budget)
         self._stopped = asyncio.Event()
         try:
             await self._restore()
@@ -146,10 +154,18 @@ class Server:
         handlers: list[IServable] = [self._handlers, self._health]
         if self._deepmind is not None:
             handlers.append(self._deepmind)
-        budget = WindowBudget(RECEIVE_BUDGET_BYTES)
+        limits = self._replay.limits
+        pool = BufferPool(max_bytes=min(128 << 20, limits.pooled_bytes))
 
         def listener() -> ReplayServer:
-            return ReplayServer(handlers, message_limits=compat.MESSAGE_LIMITS, window_budget=budget)
+            return ReplayServer(
+                handlers,
+                max_message_bytes=limits.max_message_bytes,
+                message_limits=compat.message_limits(limits),
+                storing=(INSERT, compat.INSERT),
+                window_budget=self._budget,
+                pool=pool,
+            )
 
         if self._port is not None:
             server = listener()
@@ -256,8 +272,25 @@ class Server:
         if late > _TICK_S:
             logger.warning("the server's event loop was blocked for %.1f s; every client waited for it", late)
         self._revoke_old_leases()
-        self._replay.storage.trim()
+        self._replay.encoded.forget_what_is_gone()
+        if self._deepmind is not None:
+            self._deepmind.forget_what_is_gone()
+        self._trim(loop)
+        self._replay.memory.look_after()
+        self._budget.look_after()
         self._tick = loop.call_later(_TICK_S, self._look_after, loop.time() + _TICK_S)
+
+    def _trim(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Give freed memory back, a few milliseconds' work at a time."""
+        if self._replay.storage.trim() and not self._closed:
+            loop.call_later(_TRIM_AGAIN_S, self._trim, loop)
+
+    def _transport_status(self) -> TransportStatus:
+        return TransportStatus(
+            connections=sum(listening.num_connections for listening in self._listening),
+            received_bytes=self._budget.held,
+            cached_bytes=0 if self._deepmind is None else self._deepmind.cached_bytes,
+        )
 
     def _revoke_old_leases(self) -> None:
         if self._service.leases.expire():

@@ -270,5 +270,10 @@ class SampleStream:
         return Drawn(self._seq, 1, draw, self._table.plan(draw))
 
     async def _send(self, message: Message) -> None:
+        memory, nbytes = self._replay.memory, message.nbytes
         async with self._sending:
-            await self._duplex.send(message)
+            memory.used += nbytes
+            try:
+                await self._duplex.send(message)
+            finally:
+                memory.give_back(nbytes)

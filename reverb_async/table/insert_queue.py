@@ -7,13 +7,24 @@ import time
 from collections.abc import Iterator
 from typing import Protocol
 
+from reverb_async.errors import ResourceExhausted
+
 MAX_SERVED = 64
 MAX_SERVED_ROWS = 4096
 """After so many waiting inserts, or rows of them, others have a turn of the loop."""
 
 
 class Waiting(Protocol):
-    """Rows that wait."""
+    """Rows that wait.
+
+    Attributes:
+        since: since when, on the event loop's clock.
+    """
+
+    since: float
+
+    def give_up(self, error: ResourceExhausted) -> None:
+        """End the wait with an error."""
 
     def serve(self) -> int:
         """Insert what the tables admit now, and leave the queues if that is all; called when at the head of one.

@@ -45,8 +45,9 @@ class Table:
         remover: picks items to evict.
         rate_limiter: admits inserts and samples.
         max_times_sampled: an item leaves the table with its n-th sample; 0 means never.
-        max_bytes: evict also while the rows shown by all items have more bytes than this; rows shared by items count
-            for each.
+        max_bytes: evict also while the rows that all items show, the newest one included, have more bytes than this;
+            what several items show counts for each of them, at its decoded size. A larger item is refused. What a
+            server takes in memory is bounded by `Limits`.
         signature: a nest of `ArraySpec` that sampled data must match; None takes anything.
         seed: makes the draws reproducible.
 
@@ -275,8 +276,12 @@ class Table:
         """Say why the next insert is not admitted."""
         reason = self.state.limiter.insert_refusal(1)
         if not reason:
-            full = not self.state.slots.num_free
-            reason = "waits for samplers to acknowledge items" if full else "serves inserts that came earlier"
+            if not self.state.slots.num_free:
+                reason = "waits for samplers to acknowledge items"
+            elif self.state.waits_for_memory:
+                return f"table {self.name!r} {self.state.memory.refusal()}"
+            else:
+                reason = "serves inserts that came earlier"
         return f"table {self.name!r} {reason}; {_connected(self.num_samplers, 'sampler')}"
 
     def raise_if_closed(self) -> None:

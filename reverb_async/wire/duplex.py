@@ -22,14 +22,16 @@ class _GrpcDuplex(abc.ABC):
     Args:
         peer: who is at the other end, for messages.
         assembler: puts messages that come in parts together.
+        part_bytes: longer messages are sent in parts.
     """
 
     _owned: bool
     """Whether received buffers are writable."""
 
-    def __init__(self, peer: str, assembler: Assembler) -> None:
+    def __init__(self, peer: str, assembler: Assembler, part_bytes: int = PART_BYTES) -> None:
         self._peer = peer
         self._assembler = assembler
+        self._part_bytes = part_bytes
         self._aborted = False
         self._take: Callable[[Message], bool] | None = None
         self._declined: tuple[Body, Message] | None = None
@@ -49,10 +51,10 @@ class _GrpcDuplex(abc.ABC):
             return
         self._check_open()
         try:
-            if message.nbytes <= PART_BYTES:
+            if message.nbytes <= self._part_bytes:
                 await self._send_part(message)
             else:
-                for part in split(message):
+                for part in split(message, self._part_bytes):
                     await self._send_part(part)
         except TRANSPORT_ERRORS as error:
             self._check_open()
@@ -102,7 +104,12 @@ class _GrpcDuplex(abc.ABC):
             message = declined[1] if declined is not None and known else decode(body, owned=self._owned)
             whole = self._assembler.feed(message)
             if whole is not None:
+                self._release_unit()
                 return whole
+            try:
+                await self._hold_unit(self._assembler.nbytes)
+            except TRANSPORT_ERRORS as error:
+                raise from_grpc_error(error, self._peer) from cause_of(error)
 
     def listen(self, take: Callable[[Message], bool]) -> None:
         """Offer short messages that come while `receive` waits to `take`; see `protocol.message.Duplex`."""
@@ -140,6 +147,14 @@ class _GrpcDuplex(abc.ABC):
     def _check_open(self) -> None:
         if self._aborted:
             raise Unavailable("the stream was aborted")
+
+    async def _hold_unit(self, nbytes: int) -> None:
+        """Wait for room for a message of which a part has come; a client's is its own."""
+        return
+
+    def _release_unit(self) -> None:
+        """Return that room."""
+        return
 
     @abc.abstractmethod
     def _try_send(self, message: Message) -> bool: ...
@@ -209,6 +224,12 @@ class GrpcServerDuplex(_GrpcDuplex):
     def _listen(self, take: Callable[[Body], bool]) -> None:
         self._transport.listen(take)
 
+    async def _hold_unit(self, nbytes: int) -> None:
+        await self._transport.hold_unit(nbytes)
+
+    def _release_unit(self) -> None:
+        self._transport.release_unit()
+
     async def _end(self) -> None:
         await self._stream.send_trailing_metadata()
 
@@ -223,12 +244,15 @@ class GrpcClientDuplex(_GrpcDuplex):
         call: an open call of a streaming method.
         address: the server's, for messages.
         max_unit_bytes: the longest message that may come in parts.
+        part_bytes: longer messages are sent in parts.
     """
 
     _owned = True
 
-    def __init__(self, call: Call, address: str, *, max_unit_bytes: int = MAX_UNIT_BYTES) -> None:
-        super().__init__(address, Assembler(max_unit_bytes, call.pool))
+    def __init__(
+        self, call: Call, address: str, *, max_unit_bytes: int = MAX_UNIT_BYTES, part_bytes: int = PART_BYTES
+    ) -> None:
+        super().__init__(address, Assembler(max_unit_bytes, call.pool), part_bytes)
         self._call = call
 
     def _try_send(self, message: Message) -> bool:
@@ -259,7 +283,12 @@ class GrpcClientDuplex(_GrpcDuplex):
 
 
 async def open_duplex(
-    channel: ReplayChannel, path: str, address: str, *, max_unit_bytes: int = MAX_UNIT_BYTES
+    channel: ReplayChannel,
+    path: str,
+    address: str,
+    *,
+    max_unit_bytes: int = MAX_UNIT_BYTES,
+    part_bytes: int = PART_BYTES,
 ) -> GrpcClientDuplex:
     """Open a stream of method `path`, ``"/reverb_async.v1.Replay/Insert"`` say, at the server of `address`.
 
@@ -267,4 +296,5 @@ async def open_duplex(
         Unavailable: the server cannot be reached.
     """
     with status_as_errors(address):
-        return GrpcClientDuplex(await channel.open_call(path), address, max_unit_bytes=max_unit_bytes)
+        call = await channel.open_call(path)
+        return GrpcClientDuplex(call, address, max_unit_bytes=max_unit_bytes, part_bytes=part_bytes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
@@ -20,6 +21,14 @@ class Incoming(Protocol):
     @property
     def is_cut_short(self) -> bool:
         """Whether that ended the client's messages before it did."""
+
+
+def _let_go_of_messages(error: BaseException) -> None:
+    """Clear the frames an error has passed: grpclib's errors refer to themselves, and would keep what these hold."""
+    seen: BaseException | None = error
+    while seen is not None:
+        traceback.clear_frames(seen.__traceback__)
+        seen = seen.__context__
 
 
 class OpenStreams:
@@ -52,7 +61,8 @@ class OpenStreams:
             self.refuse_when_closing()
             try:
                 result = await handle()
-            except (asyncio.CancelledError, ReplayError):
+            except (asyncio.CancelledError, ReplayError) as error:
+                _let_go_of_messages(error)
                 if not task.cancelling():
                     if incoming is not None and incoming.is_cut_short:  # Whatever it misses, that is why.
                         self.refuse_when_closing()

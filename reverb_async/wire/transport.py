@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 from weakref import WeakSet
 
-from reverb_async.core.info import TableInfo
+from reverb_async.core.info import ServerStatus, TableInfo
 from reverb_async.errors import Closed, InvalidArgument, Unavailable
 from reverb_async.protocol.hello import PROTOCOL_VERSION, Hello
 from reverb_async.protocol.message import Duplex
@@ -14,6 +14,8 @@ from reverb_async.wire.duplex import GrpcClientDuplex, open_duplex
 from reverb_async.wire.generated.reverb_async import v1
 from reverb_async.wire.http2 import SILENCE_S, ReplayChannel
 from reverb_async.wire.memory_offer import memory_offer_from_proto
+from reverb_async.wire.parts import PART_BYTES
+from reverb_async.wire.server_status import status_from_proto
 from reverb_async.wire.shared_channels import SharedChannel, shared_channel
 from reverb_async.wire.status import status_as_errors
 from reverb_async.wire.table_info import table_info_from_proto
@@ -50,12 +52,15 @@ class GrpcTransport:
         self._channels: dict[str, ReplayChannel] = {}
         self._inserting: SharedChannel | None = None
         self._insert_streams: WeakSet[GrpcClientDuplex] = WeakSet()
+        self._part_bytes = PART_BYTES
         self._closed = False
 
     async def hello(self, *, features: Sequence[str] = (), client_name: str = "") -> Hello:
         """Introduce this client; every call grants it a new block of keys."""
         request = v1.HelloRequest(protocol_version=PROTOCOL_VERSION, features=list(features), client_name=client_name)
         answer = await self._call("Hello", request, v1.HelloResponse)
+        if answer.max_message_bytes:  # A part has a header, too.
+            self._part_bytes = min(PART_BYTES, answer.max_message_bytes // 2)
         return Hello(
             protocol_version=answer.protocol_version,
             features=tuple(answer.features),
@@ -74,11 +79,13 @@ class GrpcTransport:
         assert kind in get_args(StreamKind), kind
         path = f"/{SERVICE}/{kind.title()}"
         if kind != "insert":
-            return await open_duplex(self._channel("control" if kind == "update" else kind), path, self.address)
+            return await open_duplex(
+                self._channel("control" if kind == "update" else kind), path, self.address, part_bytes=self._part_bytes
+            )
         self._check_open()
         if self._inserting is None:
             self._inserting = shared_channel(self._target, self._connect_timeout)
-        stream = await open_duplex(self._inserting.channel, path, self.address)
+        stream = await open_duplex(self._inserting.channel, path, self.address, part_bytes=self._part_bytes)
         if self._closed:
             stream.abort()
             self._check_open()
@@ -106,6 +113,10 @@ class GrpcTransport:
         """Describe the server's tables."""
         answer = await self._call("ServerInfo", v1.ServerInfoRequest(), v1.ServerInfoResponse)
         return [table_info_from_proto(table) for table in answer.tables]
+
+    async def server_status(self) -> ServerStatus:
+        """Describe the server itself."""
+        return status_from_proto(await self._call("ServerStatus", v1.ServerStatusRequest(), v1.ServerStatusResponse))
 
     async def checkpoint(self) -> str:
         """Write a checkpoint; return its path on the server."""

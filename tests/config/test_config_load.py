@@ -86,7 +86,7 @@ def test_the_tables_are_built():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("port = 3", 'run.toml: key "port": there is no such key; known are server, table'),
+        ("port = 3", 'run.toml: key "port": there is no such key; known are limits, server, table'),
         ("[[tables]]", 'run.toml: key "tables": there is no such key; did you mean "table"?'),
         ("[table]\nname = 'a'", r"run.toml: each table begins with a line \[\[table\]\], with two brackets"),
         ("[table.a]", r"run.toml: each table begins with a line \[\[table\]\]"),

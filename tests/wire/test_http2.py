@@ -46,7 +46,7 @@ async def test_a_message_that_is_too_long_is_refused_before_it_is_read(sent_firs
         with pytest.raises(GRPCError) as caught:
             await call.receive(v1.Frame)
         assert caught.value.status is Status.RESOURCE_EXHAUSTED
-        assert caught.value.message == "a message of 1073741824 bytes exceeds the limit of 1000"
+        assert caught.value.message == "a message of 1073741824 bytes exceeds the limit of 1000 (max_message_bytes)"
         call.abort()
         channel.close()
 

@@ -28,6 +28,7 @@ from reverb_async.errors import (
     InvalidArgument,
     RateLimiterTimeout,
     ReplayError,
+    ResourceExhausted,
     SignatureMismatch,
     TableNotFound,
     Unavailable,
@@ -360,6 +361,6 @@ def _cuts(nbytes: int, count: int) -> list[tuple[int, int]]:
 
 
 def _refused(error: ReplayError, admitted: dict[str, NDArray[np.uint64]]) -> ReplayError:
-    if isinstance(error, RateLimiterTimeout):
-        return RateLimiterTimeout(str(error), admitted)
+    if isinstance(error, RateLimiterTimeout | ResourceExhausted):
+        return type(error)(str(error), admitted)
     return error.with_traceback(None)

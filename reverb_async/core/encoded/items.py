@@ -133,6 +133,11 @@ class EncodedItems:
         """Take a pin from each chunk; those that no item shows are gone."""
         self.stores[1].unpin(rows)
 
+    def forget_what_is_gone(self) -> None:
+        """Forget decoded tensors once no chunk is left; until then new ones push them out."""
+        if self.tensors.nbytes and self.stores[1].is_empty:
+            self.tensors.clear()
+
     def layout(self, structure: Structure, specs: Sequence[ArraySpec], squeezed: Sequence[bool]) -> EncodedLayout:
         """Return the layout of items that look so to native readers; the same one for the same parts, while it lives.
 

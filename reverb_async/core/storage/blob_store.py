@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reverb_async.core.spec import ArraySpec
+from reverb_async.core.storage.account import Account
 from reverb_async.core.storage.backing import Backing, PlatformBacking, aligned_empty
 from reverb_async.core.storage.holds import Rows
 from reverb_async.core.storage.row_cursor import RowCursor
@@ -43,9 +44,16 @@ class BlobStore:
     Handles are uint64, never 0: ``(class << 40 | row) + 1``. Blobs are never moved or written again.
     """
 
-    def __init__(self, *, reserve_bytes: int | None = None, backing: type[Backing] = PlatformBacking) -> None:
+    def __init__(
+        self,
+        *,
+        reserve_bytes: int | None = None,
+        backing: type[Backing] = PlatformBacking,
+        account: Account | None = None,
+    ) -> None:
         self._reserve_bytes = reserve_bytes
         self._backing = backing
+        self._account = account or Account()
         self._pools: dict[int, tuple[RowStore, RowCursor]] = {}
 
     def _pool(self, size_class: int) -> tuple[RowStore, RowCursor]:
@@ -57,7 +65,13 @@ class BlobStore:
                 ArraySpec((), np.int32),
                 ArraySpec((MAX_RANK,), np.int32),
             )
-            store = RowStore(specs, reserve_bytes=self._reserve_bytes, backing=self._backing, slack_bytes=_SLACK_BYTES)
+            store = RowStore(
+                specs,
+                reserve_bytes=self._reserve_bytes,
+                backing=self._backing,
+                slack_bytes=_SLACK_BYTES,
+                account=self._account,
+            )
             pool = self._pools[size_class] = (store, RowCursor(store))
         return pool
 

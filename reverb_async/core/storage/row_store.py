@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from reverb_async.core.cut.store_cut import RowWatch, StoreCut
 from reverb_async.core.runs import as_run
 from reverb_async.core.spec import ArraySpec
+from reverb_async.core.storage.account import Account
 from reverb_async.core.storage.backing import Backing, PlatformBacking, aligned_empty
 from reverb_async.core.storage.columns import Column, Columns
 from reverb_async.core.storage.extents import Extents
@@ -67,10 +68,12 @@ class RowStore:
         reserve_bytes: address space to reserve, and thereby the limit; by default twice the machine's memory.
         backing: the kind of memory.
         slack_bytes: free memory kept for reuse at least.
+        account: where rows in use are counted.
 
     Attributes:
         specs: one per column.
         row_bytes: bytes of a row in this store; 8 for each variable column.
+        width: what a row takes in all, its counts included.
         is_variable: whether there are any.
         columns: ``[capacity, *row_shape]`` each; for variable columns uint64 handles ``[capacity]``, 0 for no value.
             Not to be kept: where memory is not sparse they are replaced as the store grows.
@@ -86,7 +89,9 @@ class RowStore:
         reserve_bytes: int | None = None,
         backing: type[Backing] = PlatformBacking,
         slack_bytes: int = SLACK_BYTES,
+        account: Account | None = None,
     ) -> None:
+        self.account = account or Account()
         self.specs = tuple(specs)
         self._variable = [column for column, spec in enumerate(self.specs) if spec.is_variable]
         assert blobs is not None or not self._variable, "variable columns need a blob store"
@@ -97,6 +102,7 @@ class RowStore:
         self._slack_rows = slack_bytes // memory.width
         self._trim_rows = max(1, min(_TRIM_ROWS, _TRIM_BYTES // memory.width))
         self.row_bytes = memory.row_bytes
+        self.width = memory.width
         self.is_variable = bool(self._variable)
         self.columns = memory.arrays
         self.reserved_rows = 0
@@ -128,10 +134,14 @@ class RowStore:
         Raises:
             ResourceExhausted: the store is full.
         """
-        return self.claim(n) if n > 0 else np.empty(0, np.int64)
+        if n <= 0:
+            return np.empty(0, np.int64)
+        rows = self.claim(n)
+        self.account.used += n * self.width
+        return rows
 
     def claim(self, n: int, *, whole: bool = False) -> Rows:
-        """Take `n` > 0 free rows, or `n` and the rest of their extent, each with a pin."""
+        """Take `n` > 0 free rows, or `n` and the rest of their extent, each with a pin; whoever calls counts them."""
         needed = self._extents.used_rows + n
         if needed > self._memory.capacity:
             self._grow(needed)
@@ -228,6 +238,7 @@ class RowStore:
         else:
             n = len(rows)
             extents.free(rows)
+        self.account.give_back(n * self.width)
         slack = max(extents.used_rows >> 3, self._slack_rows)
         step = (self._slack_rows >> 2) + extents.size
         if extents.idle_rows > slack + step:  # in steps: a system call for a few pages costs as much as one for many
@@ -260,6 +271,7 @@ class RowStore:
         """Let the first rows have these references, and those without any be free; int64 ``[n]``; for empty stores."""
         self._holds.counts[: len(references)] = references
         self._extents.adopt(references)
+        self.account.used += self._extents.used_rows * self.width
 
     def forget(self, rows: Rows) -> None:
         """Let go of the values of variable size in rows that nobody holds."""
@@ -335,6 +347,11 @@ class RowStore:
             assert self._blobs is not None
             nbytes += self._blobs.sizes(self.columns[column][rows]) - 8  # type: ignore[arg-type]  # variable: uint64
         return nbytes
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no row is in use."""
+        return self._extents.used_rows == self.reserved_rows
 
     @property
     def largest_bytes(self) -> int:

@@ -61,6 +61,7 @@ class Endpoint:
         stream_window: bytes a stream may receive unread, at first.
         max_message_bytes: longer messages are refused before they are read.
         message_limits: other limits for some services, by full name, or for some methods, by path.
+        storing: paths of the methods whose messages bring what is stored.
         window_budget: lets windows of streams grow; None keeps them as they are.
         silence_s: of a client: a connection is given up when nothing was heard for so long; None: never.
         pool: memory for long messages.
@@ -73,6 +74,7 @@ class Endpoint:
     stream_window: int = INITIAL_WINDOW
     max_message_bytes: int = MAX_MESSAGE_BYTES
     message_limits: dict[str, int] = field(default_factory=dict)
+    storing: frozenset[str] = frozenset()
     window_budget: WindowBudget | None = None
     silence_s: float | None = None
     pool: BufferPool = field(default_factory=BufferPool)
@@ -299,6 +301,7 @@ class Processor(grpclib.protocol.EventsProcessor):
         stream = self.streams.get(event.stream_id)
         if stream is not None:
             stream.max_message_bytes = self._endpoint.limit(headers[":path"])
+            stream.is_stored = headers[":path"] in self._endpoint.storing
 
     def process_stream_reset(self, event: StreamReset) -> None:
         """End a stream. A handler cancelled before its first step would never release it, so that is done here."""

@@ -8,10 +8,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
+from grpclib.exceptions import GRPCError
 from numpy.typing import NDArray
 
+from reverb_async.errors import ResourceExhausted
 from reverb_async.wire.codec import Body
 from reverb_async.wire.http2.stream import PREFIX_BYTES
+from reverb_async.wire.http2.window import Hold
+from reverb_async.wire.status import to_grpc_error
 
 if TYPE_CHECKING:
     from reverb_async.wire.http2.fast_stream import FastStream
@@ -35,8 +39,8 @@ MAX_UNREAD = 256
 class MessageBuffer:
     """Puts a stream's messages together and returns credit for what is read.
 
-    Credit for a message returns when it is read, while somebody waits for it: as it arrives. What is not read is thus
-    bounded by the stream's window.
+    Credit for a message returns when it is read, while somebody waits for it: as it arrives, as soon as there is room
+    for a long one. What is not read is thus bounded by the stream's window.
 
     Args:
         stream: whose messages these are.
@@ -54,6 +58,8 @@ class MessageBuffer:
         self._filled = 0
         self._credited = 0
         self._expected = False
+        self._hold: Hold | None = None  # room for the message that is coming
+        self._failure: GRPCError | None = None
         self._refused = b""  # the prefix of a message that is not taken
         self._withheld = 0
         self._ended = False
@@ -80,6 +86,8 @@ class MessageBuffer:
             StreamTerminatedError: the stream was reset or its connection lost in the midst of it.
         """
         while not self._messages:
+            if self._failure is not None:
+                raise self._failure
             if self._backlog:
                 self._parse_backlog()
                 if self._finishing:
@@ -217,6 +225,7 @@ class MessageBuffer:
         if self._dropped:
             return
         self._dropped = self._is_deaf = True
+        self._let_go()
         self.take = None
         owed = sum(owed for _, owed, _ in self._messages) + self._withheld + len(self._backlog)
         owed += len(self._prefix) if self._size < 0 else PREFIX_BYTES + self._filled - self._credited
@@ -250,8 +259,24 @@ class MessageBuffer:
         """Prepare for the message that comes: somebody waits for it."""
         if not self._expected:
             self._expected = True
-            self._stream.expect(self._size)
+            self._hold = self._stream.hold(self._size, self._granted, self._fail)
+            if self._hold is None or self._hold.is_granted:
+                self._stream.expect(self._size)
         self._take_memory()
+
+    def _granted(self) -> None:
+        """Let the message come: there is room for it now."""
+        self._stream.expect(self._size)
+        self._credit_arrived()
+
+    def _fail(self, error: ResourceExhausted) -> None:
+        self._failure = to_grpc_error(error)
+        self._wake()
+
+    def _let_go(self) -> None:
+        if self._hold is not None:
+            hold, self._hold = self._hold, None
+            self._stream.release(hold)
 
     def _take_memory(self) -> None:
         """Give the message its memory if it is due."""
@@ -263,12 +288,15 @@ class MessageBuffer:
         self._kept = bytearray()
 
     def _credit_arrived(self) -> None:
+        if self._hold is not None and not self._hold.is_granted:
+            return
         arrived = PREFIX_BYTES + self._filled
         self._stream.credit(arrived - self._credited)
         self._credited = arrived
 
     def _finish(self, body: Body | None) -> None:
         assert body is not None
+        self._let_go()
         owed, expected = PREFIX_BYTES + self._size - self._credited, self._expected
         self._prefix = b""
         self._size = -1

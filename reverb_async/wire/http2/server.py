@@ -13,6 +13,7 @@ from grpclib.encoding.base import CodecBase
 from grpclib.events import RecvRequest, SendTrailingMetadata, listen
 from grpclib.protocol import H2Protocol
 
+from reverb_async.core.buffer_pool import BufferPool
 from reverb_async.errors import TableClosed
 from reverb_async.wire.grpc_codec import GrpcCodec
 from reverb_async.wire.http2.connection import MAX_MESSAGE_BYTES, Endpoint
@@ -44,7 +45,9 @@ class ReplayServer(grpclib.server.Server):
         codec: `GrpcCodec` unless given.
         max_message_bytes: longer messages are refused with RESOURCE_EXHAUSTED before they are read.
         message_limits: other limits for some services, by full name, or for some methods, by path.
+        storing: paths of the methods whose messages bring what is stored; see `WindowBudget.may_store`.
         window_budget: what streams may receive unread beyond 64 KiB each; servers may share one.
+        pool: memory for long messages; servers may share one.
     """
 
     def __init__(
@@ -54,13 +57,17 @@ class ReplayServer(grpclib.server.Server):
         codec: CodecBase | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         message_limits: Mapping[str, int] | None = None,
+        storing: Collection[str] = (),
         window_budget: WindowBudget | None = None,
+        pool: BufferPool | None = None,
     ) -> None:
         self.window_budget = WindowBudget(WINDOW_BYTES) if window_budget is None else window_budget
         self._endpoint = Endpoint(
             max_message_bytes=max_message_bytes,
             message_limits=dict(message_limits or {}),
+            storing=frozenset(storing),
             window_budget=self.window_budget,
+            pool=pool or BufferPool(),
         )
         chosen_protocol()  # refuses a choice that is none now, instead of every connection later
         super().__init__(handlers, codec=codec or GrpcCodec(), config=self._endpoint.config)

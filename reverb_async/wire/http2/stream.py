@@ -19,7 +19,7 @@ from h2.exceptions import StreamClosedError, TooManyStreamsError
 from reverb_async.errors import InvalidArgument, ResourceExhausted
 from reverb_async.wire.codec import Body, Encoded
 from reverb_async.wire.http2.receive_buffer import ReceiveBuffer
-from reverb_async.wire.http2.window import StreamWindow
+from reverb_async.wire.http2.window import INITIAL_WINDOW, Hold, StreamWindow
 from reverb_async.wire.status import to_grpc_error
 
 if TYPE_CHECKING:
@@ -37,7 +37,11 @@ def message_prefix(size: int) -> bytes:
 
 
 class Stream(grpclib.protocol.Stream):
-    """A stream that bounds its messages, grows its window, and whose waits all end with it."""
+    """A stream that bounds its messages, grows its window, and whose waits all end with it.
+
+    Attributes:
+        is_stored: whether what its messages bring is stored by the server.
+    """
 
     buffer: ReceiveBuffer  # type: ignore[assignment]
     connection: Connection
@@ -53,7 +57,9 @@ class Stream(grpclib.protocol.Stream):
     ) -> None:
         self.max_message_bytes = connection.max_message_bytes
         self.terminated: str | None = None
+        self.is_stored = False
         self._window = StreamWindow(connection.window_budget)
+        self._unit: Hold | None = None
         self._prefix = b""
         self._body_is_next = False
         super().__init__(connection, h2_connection, transport, stream_id=stream_id, wrapper=wrapper)
@@ -130,7 +136,9 @@ class Stream(grpclib.protocol.Stream):
         length = int.from_bytes(prefix[1:], "big")
         if length > self.max_message_bytes:
             return to_grpc_error(
-                ResourceExhausted(f"a message of {length} bytes exceeds the limit of {self.max_message_bytes}")
+                ResourceExhausted(
+                    f"a message of {length} bytes exceeds the limit of {self.max_message_bytes} (max_message_bytes)"
+                )
             )
         return None
 
@@ -141,6 +149,58 @@ class Stream(grpclib.protocol.Stream):
             assert self.id is not None
             self._h2_connection.increment_flow_control_window(raised, self.id)
             self.connection.flush()
+
+    def hold(
+        self, length: int, granted: Callable[[], object], failed: Callable[[ResourceExhausted], object]
+    ) -> Hold | None:
+        """Ask for room for a long message that is about to come; None if it may come in any case.
+
+        Args:
+            length: the message's.
+            granted: called when there is room, unless there is now.
+            failed: called when there will be none.
+        """
+        budget = self._window.budget
+        if budget is None or length <= INITIAL_WINDOW or self._unit is not None:
+            return None
+        hold = Hold(length, self.is_stored, granted, failed)
+        budget.hold(hold)
+        return hold
+
+    def release(self, hold: Hold) -> None:
+        """Return the room for a message, or do without."""
+        assert self.connection.window_budget is not None
+        self.connection.window_budget.release(hold)
+
+    async def hold_unit(self, length: int) -> None:
+        """Wait for room for a message of this length, of which a part has come; `release_unit` when it is complete.
+
+        Its parts need no room of their own.
+
+        Raises:
+            GRPCError: there will be none.
+        """
+        if self._window.budget is None or self._unit is not None:
+            return
+        room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def grant() -> None:
+            if not room.done():
+                room.set_result(None)
+
+        def fail(error: ResourceExhausted) -> None:
+            if not room.done():
+                room.set_exception(to_grpc_error(error))
+
+        self._unit = self.hold(length, grant, fail)
+        if self._unit is not None and not self._unit.is_granted:
+            await room
+
+    def release_unit(self) -> None:
+        """Return what `hold_unit` took, if it did."""
+        if self._unit is not None:
+            unit, self._unit = self._unit, None
+            self.release(unit)
 
     def cut_off(self, missing: int) -> Exception:
         """Return what a reader is to meet whose message has ended before its end."""
@@ -264,6 +324,7 @@ class Stream(grpclib.protocol.Stream):
 
     def close_window(self) -> None:
         """Return what the stream holds of the window budget."""
+        self.release_unit()
         self._window.close()
 
     def __terminated__(self, reason: str) -> None:
