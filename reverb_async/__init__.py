@@ -27,6 +27,7 @@ from reverb_async.errors import (
     TableNotFound,
     Unavailable,
 )
+from reverb_async.security import ClientTLS, ServerTLS
 from reverb_async.server import Server
 from reverb_async.table import Table
 
@@ -39,6 +40,7 @@ __all__ = [
     "BatchSampler",
     "CheckpointError",
     "Client",
+    "ClientTLS",
     "Closed",
     "DeadlineExceeded",
     "ExpiredReference",
@@ -55,6 +57,7 @@ __all__ = [
     "SampleInfo",
     "Sampler",
     "Server",
+    "ServerTLS",
     "SignatureMismatch",
     "Table",
     "TableClosed",

@@ -19,19 +19,21 @@ ALLOWED = {
     "core": ["errors", "core"],
     "protocol": ["core", "errors", "protocol"],
     "hosts": [],
+    "logs": [],
     "metrics": [],
-    "waiting": [],
+    "security": ["errors", "security"],
+    "waiting": ["logs"],
     "table": ["core", "errors", "metrics", "table", "waiting"],
     "sessions": ["errors", "protocol"],
     "replay": ["core", "errors", "protocol", "sessions", "table"],
-    "service": ["core", "errors", "protocol", "replay", "service", "sessions", "table", "waiting"],
-    "wire": ["client.transport", "core", "errors", "protocol", "wire"],
-    "client": ["client", "core", "errors", "protocol", "waiting"],
+    "service": ["core", "errors", "protocol", "replay", "security.grants", "service", "sessions", "table", "waiting"],
+    "wire": ["client.transport", "core", "errors", "protocol", "security", "wire"],
+    "client": ["client", "core", "errors", "hosts", "logs", "protocol", "security", "waiting"],
     "compat": [
         *["compat", "core", "errors", "metrics", "protocol", "replay", "service", "sessions", "table", "waiting"],
         "wire",
     ],
-    "config": ["compat.signatures", "config", "core", "errors", "hosts", "table"],
+    "config": ["compat.signatures", "config", "core", "errors", "hosts", "security", "table"],
     "local_streams": ["errors", "protocol", "waiting"],
     "inprocess": ["client.transport", "core", "errors", "local_streams", "protocol", "service"],
     "foreign": [
@@ -46,8 +48,11 @@ ALLOWED = {
             "errors",
             "hosts",
             "inprocess",
+            "logs",
+            "metrics",
             "protocol",
             "replay",
+            "security",
             "server",
             "service",
             "table",
@@ -57,7 +62,7 @@ ALLOWED = {
 }
 """Parts of the package and what they import from it; whatever is not named here may import everything."""
 
-FREE = {"__init__", "serve", "testing"}
+FREE = {"__init__", "serve", "testing", "tokens"}
 
 LAZILY = {("client/client.py", "wire.transport"), ("client/client.py", "foreign.transport")}
 """Imports that only run when a client connects over a wire."""

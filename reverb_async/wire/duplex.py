@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import grpclib.server
@@ -247,7 +247,12 @@ class GrpcClientDuplex(_GrpcDuplex):
 
 
 async def open_duplex(
-    channel: ReplayChannel, path: str, address: str, *, max_unit_bytes: int = MAX_UNIT_BYTES
+    channel: ReplayChannel,
+    path: str,
+    address: str,
+    *,
+    headers: Sequence[tuple[str, str]] = (),
+    max_unit_bytes: int = MAX_UNIT_BYTES,
 ) -> GrpcClientDuplex:
     """Open a stream of method `path`, ``"/reverb_async.v1.Replay/Insert"`` say, at the server of `address`.
 
@@ -255,4 +260,4 @@ async def open_duplex(
         Unavailable: the server cannot be reached.
     """
     with status_as_errors(address):
-        return GrpcClientDuplex(await channel.open_call(path), address, max_unit_bytes=max_unit_bytes)
+        return GrpcClientDuplex(await channel.open_call(path, headers), address, max_unit_bytes=max_unit_bytes)

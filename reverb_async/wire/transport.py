@@ -10,6 +10,7 @@ from reverb_async.core.info import TableInfo
 from reverb_async.errors import Closed, InvalidArgument, Unavailable
 from reverb_async.protocol.hello import PROTOCOL_VERSION, Hello
 from reverb_async.protocol.message import Duplex
+from reverb_async.security import Credentials
 from reverb_async.wire.duplex import GrpcClientDuplex, open_duplex
 from reverb_async.wire.generated.reverb_async import v1
 from reverb_async.wire.http2 import ReplayChannel
@@ -22,6 +23,8 @@ SERVICE = "reverb_async.v1.Replay"
 
 StreamKind = Literal["insert", "sample", "update"]
 
+_NO_CREDENTIALS = Credentials()
+
 
 class GrpcTransport:
     """Connections to one server, each made when it is first needed and again when it was lost.
@@ -33,6 +36,7 @@ class GrpcTransport:
     Args:
         address: ``"host:port"`` or ``"unix:///path"``.
         connect_timeout: seconds until an attempt to connect is given up.
+        credentials: how connections are encrypted and calls signed.
 
     Raises:
         InvalidArgument: `address` is neither.
@@ -42,11 +46,14 @@ class GrpcTransport:
         name: ``"tcp"`` or ``"unix"``.
     """
 
-    def __init__(self, address: str, connect_timeout: float | None = None) -> None:
+    def __init__(
+        self, address: str, connect_timeout: float | None = None, credentials: Credentials = _NO_CREDENTIALS
+    ) -> None:
         self.address = address
         self.name = "unix" if address.startswith("unix:") else "tcp"
         self._target = parse_address(address)
         self._connect_timeout = connect_timeout
+        self._credentials = credentials
         self._channels: dict[str, ReplayChannel] = {}
         self._inserting: SharedChannel | None = None
         self._insert_streams: WeakSet[GrpcClientDuplex] = WeakSet()
@@ -72,13 +79,14 @@ class GrpcTransport:
             Unavailable: the server cannot be reached.
         """
         assert kind in get_args(StreamKind), kind
-        path = f"/{SERVICE}/{kind.title()}"
+        path, headers = f"/{SERVICE}/{kind.title()}", self._credentials.headers()
         if kind != "insert":
-            return await open_duplex(self._channel("control" if kind == "update" else kind), path, self.address)
+            channel = self._channel("control" if kind == "update" else kind)
+            return await open_duplex(channel, path, self.address, headers=headers)
         self._check_open()
         if self._inserting is None:
-            self._inserting = shared_channel(self._target, self._connect_timeout)
-        stream = await open_duplex(self._inserting.channel, path, self.address)
+            self._inserting = shared_channel(self._target, self._connect_timeout, self._credentials.tls)
+        stream = await open_duplex(self._inserting.channel, path, self.address, headers=headers)
         if self._closed:
             stream.abort()
             self._check_open()
@@ -133,7 +141,7 @@ class GrpcTransport:
         """
         channel = self._channel("control")
         with status_as_errors(self.address):
-            call = await channel.open_call(f"/{SERVICE}/{method}")
+            call = await channel.open_call(f"/{SERVICE}/{method}", self._credentials.headers())
             try:
                 await call.send(request, type(request), end=True)
                 answer = await call.receive(answer_type)
@@ -154,7 +162,9 @@ class GrpcTransport:
         self._check_open()
         if name not in self._channels:
             host, port, path = self._target
-            self._channels[name] = ReplayChannel(host, port, path=path, connect_timeout=self._connect_timeout)
+            self._channels[name] = ReplayChannel(
+                host, port, path=path, connect_timeout=self._connect_timeout, tls=self._credentials.tls
+            )
         return self._channels[name]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl as tls
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,6 +13,7 @@ from grpclib.encoding.base import CodecBase
 from grpclib.events import SendTrailingMetadata, listen
 from grpclib.protocol import H2Protocol
 
+from reverb_async.security.tls import HANDSHAKE_S, SHUTDOWN_S
 from reverb_async.wire.grpc_codec import GrpcCodec
 from reverb_async.wire.http2.connection import MAX_MESSAGE_BYTES, Endpoint
 from reverb_async.wire.http2.data_path import chosen_protocol
@@ -50,6 +52,7 @@ class ReplayServer(grpclib.server.Server):
             max_message_bytes=max_message_bytes,
             message_limits=dict(message_limits or {}),
             window_budget=self.window_budget,
+            entered=lambda connection: self._handlers.add(cast("grpclib.server.Handler", connection.handler)),
         )
         chosen_protocol()  # refuses a choice that is none now, instead of every connection later
         super().__init__(handlers, codec=codec or GrpcCodec(), config=self._endpoint.config)
@@ -57,7 +60,35 @@ class ReplayServer(grpclib.server.Server):
 
     def _protocol_factory(self) -> H2Protocol:
         made = super()._protocol_factory()
+        # Not before `connection_made`: a TLS handshake that fails would leave it behind.
+        self._handlers.discard(cast("grpclib.server.Handler", made.handler))
         return cast("H2Protocol", chosen_protocol()(made.handler, made.config, made.h2_config, self._endpoint))
+
+    async def start(  # type: ignore[override]
+        self,
+        host: str | None = None,
+        port: int | None = None,
+        *,
+        path: str | None = None,
+        ssl: tls.SSLContext | None = None,
+    ) -> None:
+        """Listen on a TCP address, with TLS if there is a context for it, or on a Unix socket.
+
+        Raises:
+            OSError: the address is taken, or none.
+        """
+        if ssl is None or port is None:
+            await super().start(host, port, path=path)
+            return
+        self._server = await self._loop.create_server(
+            self._protocol_factory,
+            host,
+            port,
+            ssl=ssl,
+            ssl_handshake_timeout=HANDSHAKE_S,
+            ssl_shutdown_timeout=SHUTDOWN_S,
+        )
+        self._server_closed_fut = self._loop.create_future()
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
