@@ -128,22 +128,24 @@ class Server:
         budget = WindowBudget(RECEIVE_BUDGET_BYTES)
 
         def listener(handlers: list[IServable]) -> ReplayServer:
-            server = ReplayServer(handlers, message_limits=compat.MESSAGE_LIMITS, window_budget=budget)
-            self._listening.append(server)
-            return server
+            return ReplayServer(handlers, message_limits=compat.MESSAGE_LIMITS, window_budget=budget)
 
         try:
             for_all = native if self._is_protected else [*native, *deepmind]
             if self._port is not None:
                 server = self._protected(listener(for_all))
                 await listen(server, self._host, self._port, None if self._tls is None else self._tls.context)
+                self._listening.append(server)
                 self._port = server.sockets[0].getsockname()[1]
             if self._unix_path is not None:
-                await listen_unix(self._protected(listener(for_all)), self._unix_path)
+                server = self._protected(listener(for_all))
+                await listen_unix(server, self._unix_path)
+                self._listening.append(server)
                 self._is_at_path = True
             if self._reverb_port is not None:
                 server = listener([self._health, *deepmind])
                 await listen(server, LOOPBACK, self._reverb_port)
+                self._listening.append(server)
                 self._reverb_port = server.sockets[0].getsockname()[1]
         except BaseException:
             await self.close()
