@@ -11,7 +11,7 @@ from collections.abc import Hashable
 from datetime import UTC, datetime
 
 FIRST_PAUSE_S = 10.0
-LONGEST_PAUSE_S = 640.0
+LONGEST_PAUSE_S = 60.0
 
 _MAX_KINDS = 256
 """Kinds of lines that are remembered; who meets more logs some of them too often."""
@@ -23,7 +23,8 @@ _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime
 class Repeats:
     """Warnings of which many alike may come: of each kind the first is logged, then one after 10 s, 20 s, 40 s, ...
 
-    A line says how many of its kind were left out before it. A kind that is quiet for long begins anew.
+    A line says how many of its kind were left out before it. The pauses are a minute at most; a kind that is quiet for
+    long begins anew.
 
     Args:
         logger: where to.
@@ -33,17 +34,20 @@ class Repeats:
         self._logger = logger
         self._kinds: OrderedDict[Hashable, _Kind] = OrderedDict()
 
-    def warning(self, text: str, *, kind: Hashable = None, count: bool = True, **fields: object) -> None:
+    def warning(
+        self, text: str, *, kind: Hashable = None, count: bool = True, now: float | None = None, **fields: object
+    ) -> None:
         """Log `text`, or count it.
 
         Args:
             text: the line.
             kind: what is alike; by default lines that differ in numbers only.
             count: whether the line tells of those left out; not, where its text says how many there are.
+            now: seconds of a clock that is the same in all calls; by default the process's.
             fields: what the line is about, for logs that are read by programs.
         """
         key = _NUMBER.sub("#", text) if kind is None else kind
-        now = time.monotonic()
+        now = time.monotonic() if now is None else now
         known = self._kinds.pop(key, None) or _Kind()
         self._kinds[key] = known
         if len(self._kinds) > _MAX_KINDS:

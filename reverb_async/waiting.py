@@ -8,6 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import Protocol
+
+from reverb_async.logs import Repeats
 
 logger = logging.getLogger("reverb_async")
 
@@ -79,14 +82,35 @@ class Deadline:
             raise TimeoutError
 
 
+class Crowd(Protocol):
+    """Where calls wait for the same."""
+
+    repeats: Repeats
+    """For warnings of their waits."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def oldest(self) -> float:
+        """When the longest wait began, in seconds since the epoch."""
+
+
 @contextmanager
-def reported(describe: Callable[[], str], also: Callable[[str], None] | None = None) -> Iterator[None]:
+def reported(
+    describe: Callable[[], str],
+    also: Callable[[str], None] | None = None,
+    repeats: Repeats | None = None,
+    crowd: Crowd | None = None,
+) -> Iterator[None]:
     """Log a warning when the body takes long: after 10 s, 20 s, 40 s, ..., with what `describe` says at that time.
 
     Args:
         describe: what is being waited for.
         also: called with every warning, to pass it on to whoever asked for the wait.
+        repeats: shared by those who may wait for the same: there is one line for all of them.
+        crowd: where they stand; the line says how many they are.
     """
+    repeats = crowd.repeats if crowd is not None else repeats or Repeats(logger)
     loop = asyncio.get_running_loop()
     started = loop.time()
     timer: asyncio.TimerHandle
@@ -94,7 +118,10 @@ def reported(describe: Callable[[], str], also: Callable[[str], None] | None = N
     def warn(interval: float) -> None:
         nonlocal timer
         text = f"{describe()}; has waited {loop.time() - started:.0f} s"
-        logger.warning(text)
+        everybody = ""
+        if crowd is not None and len(crowd) > 1:
+            everybody = f"; {len(crowd)} calls wait, the longest for {time.time() - crowd.oldest:.0f} s"
+        repeats.warning(text + everybody, count=crowd is None, now=loop.time(), event="waiting")
         if also is not None:
             also(text)
         timer = loop.call_later(interval, warn, 2 * interval)
@@ -111,11 +138,13 @@ class Gate:
 
     Attributes:
         turn: the place at the head; held while waiting at the condition.
+        repeats: for warnings of long waits.
     """
 
     def __init__(self) -> None:
         self.turn = asyncio.Lock()
         self._changed = make_condition()
+        self.repeats = Repeats(logger)
         self._since: dict[object, float] = {}
 
     def __len__(self) -> int:

@@ -23,7 +23,7 @@ ALLOWED = {
     "metrics": [],
     "security": ["errors", "security"],
     "waiting": ["logs"],
-    "table": ["core", "errors", "metrics", "table", "waiting"],
+    "table": ["core", "errors", "logs", "metrics", "table", "waiting"],
     "sessions": ["errors", "protocol"],
     "replay": ["core", "errors", "protocol", "sessions", "table"],
     "service": ["core", "errors", "protocol", "replay", "security.grants", "service", "sessions", "table", "waiting"],

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterator
 from typing import Protocol
+
+from reverb_async.logs import Repeats
+
+logger = logging.getLogger("reverb_async")
 
 MAX_SERVED = 64
 MAX_SERVED_ROWS = 4096
@@ -24,9 +29,14 @@ class Waiting(Protocol):
 
 
 class InsertQueue:
-    """Inserts in the order of their coming. Nobody overtakes; a change serves all whom it admits in one step."""
+    """Inserts in the order of their coming. Nobody overtakes; a change serves all whom it admits in one step.
+
+    Attributes:
+        repeats: for warnings of long waits.
+    """
 
     def __init__(self) -> None:
+        self.repeats = Repeats(logger)
         self._since: dict[Waiting, float] = {}
         self._is_due = False
 

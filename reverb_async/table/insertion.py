@@ -102,7 +102,7 @@ class RowInsertion:
             TableClosed: a table was closed.
         """
         try:
-            with reported(self._refusal, notice):
+            with reported(self._refusal, notice, crowd=self._tables[0].inserters):
                 async with deadline:
                     while not self._is_over:
                         deadline.check()

@@ -308,7 +308,7 @@ class Table:
             return self._sample_refusal(request)
 
         try:
-            with self._samplers.standing(), reported(refusal, notice):
+            with self._samplers.standing(), reported(refusal, notice, crowd=self._samplers):
                 async with deadline:
                     if len(self._samplers) > 1:
                         deadline.check()
