@@ -102,6 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.simplefilter("always")
             config = load(args.config, args.table, flags, args.reverb_config)
             tables = config.build_tables()
+            if args.check:
+                config.server.check_files()
             printed = config.to_toml() if args.print_config else ""
     except InvalidArgument as error:
         return _fail(_USAGE_ERROR, error)

@@ -14,7 +14,7 @@ from reverb_async.config.settings import Setting, check_keys, parse_flag, read_t
 from reverb_async.config.tables import TableConfig, read_table
 from reverb_async.errors import InvalidArgument
 from reverb_async.hosts import is_loopback
-from reverb_async.security import ServerTLS
+from reverb_async.security import ServerTLS, Tokens
 from reverb_async.table import Table
 
 DEFAULT_PORT = 8000
@@ -52,6 +52,13 @@ class ServerConfig:
         if self.tls_certificate is None or self.tls_key is None:
             return None
         return ServerTLS(self.tls_certificate, self.tls_key, self.tls_client_ca)
+
+    def check_files(self) -> None:
+        """Raise `InvalidArgument` if a certificate or the tokens cannot be used."""
+        if self.tls is not None:
+            self.tls.load()
+        if self.tokens is not None:
+            Tokens(self.tokens)
 
     def to_toml(self) -> str:
         """Return the ``[server]`` section."""
