@@ -15,6 +15,7 @@ GROUPS = {
     "Serving": ["Server", "Table", "TableInfo"],
     "Client": ["Client", "Sampler", "BatchSampler", "Sample", "SampleInfo", "Batch", "BatchInfo", "MutateResult"],
     "Writing": ["TrajectoryWriter", "TrajectoryColumn"],
+    "Security": ["ServerTLS", "ClientTLS"],
     "Data": ["ArraySpec", "Ragged"],
 }
 
