@@ -80,6 +80,10 @@ class _End(Duplex):
         self._outgoing = outgoing
         self._aborted = aborted
 
+    @property
+    def peer(self) -> str:
+        return "the server's process"
+
     async def send(self, message: Message) -> None:
         await self._outgoing.put(message)
 

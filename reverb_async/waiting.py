@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from types import TracebackType
 from typing import Protocol
 
@@ -88,6 +89,10 @@ class Crowd(Protocol):
     repeats: Repeats
     """For warnings of their waits."""
 
+    @property
+    def peers(self) -> tuple[str, ...]:
+        """Where the first few come from."""
+
     def __len__(self) -> int: ...
 
     @property
@@ -118,10 +123,10 @@ def reported(
     def warn(interval: float) -> None:
         nonlocal timer
         text = f"{describe()}; has waited {loop.time() - started:.0f} s"
-        everybody = ""
+        everybody, peers = "", () if crowd is None else crowd.peers
         if crowd is not None and len(crowd) > 1:
             everybody = f"; {len(crowd)} calls wait, the longest for {time.time() - crowd.oldest:.0f} s"
-        repeats.warning(text + everybody, count=crowd is None, now=loop.time(), event="waiting")
+        repeats.warning(text + everybody, count=crowd is None, now=loop.time(), event="waiting", peers=peers)
         if also is not None:
             also(text)
         timer = loop.call_later(interval, warn, 2 * interval)
@@ -131,6 +136,11 @@ def reported(
         yield
     finally:
         timer.cancel()
+
+
+def first_peers(peers: Iterable[str]) -> tuple[str, ...]:
+    """Return up to 8 distinct names, in order, of those that are known among the first 64."""
+    return tuple(islice(dict.fromkeys(filter(None, islice(peers, 64))), 8))
 
 
 class Gate:
@@ -146,6 +156,7 @@ class Gate:
         self._changed = make_condition()
         self.repeats = Repeats(logger)
         self._since: dict[object, float] = {}
+        self._peers: dict[object, str] = {}
 
     def __len__(self) -> int:
         return len(self._since)
@@ -155,15 +166,20 @@ class Gate:
         """When the longest wait began, in seconds since the epoch."""
         return next(iter(self._since.values()))
 
+    @property
+    def peers(self) -> tuple[str, ...]:
+        """Where the first few calls come from."""
+        return first_peers(self._peers.values())
+
     @contextmanager
-    def standing(self) -> Iterator[None]:
-        """Count the caller as waiting while the body runs."""
+    def standing(self, peer: str = "") -> Iterator[None]:
+        """Count the caller, a call from `peer`, as waiting while the body runs."""
         token = object()
-        self._since[token] = time.time()
+        self._since[token], self._peers[token] = time.time(), peer
         try:
             yield
         finally:
-            del self._since[token]
+            del self._since[token], self._peers[token]
 
     async def wait(self) -> None:
         """Wait, as the holder of `turn`, until `wake` is called."""

@@ -152,7 +152,7 @@ class InsertStream:
         table, encoded = items[0].table, self._service.encoded
         inserts = self._tables.get(table)
         if inserts is None:
-            inserts = self._tables[table] = TableInserts(table, encoded, self._confirm, self._fail)
+            inserts = self._tables[table] = TableInserts(table, encoded, self._confirm, self._fail, self._stream.peer)
         inserts.insert(
             encoded.block(
                 items[0].fit.layout,

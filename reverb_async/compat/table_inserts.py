@@ -25,6 +25,7 @@ class TableInserts:
         encoded: where the items are kept.
         confirm: called with the keys of items, in the step that inserted them.
         failed: called with what ended the wait of items before they were in.
+        peer: where they come from.
 
     Attributes:
         count: how many wait.
@@ -37,7 +38,9 @@ class TableInserts:
         encoded: EncodedItems,
         confirm: Callable[[list[int]], None],
         failed: Callable[[ReplayError], None],
+        peer: str = "",
     ) -> None:
+        self._peer = peer
         self.count = 0
         self.nbytes = 0
         self._limit = max(1, min(table.state.max_size // 10, 1000))
@@ -73,7 +76,7 @@ class TableInserts:
             self._confirm(keys[done : done + count])
             done += count
 
-        insertion = RowInsertion([self._table], [block], admitted)
+        insertion = RowInsertion([self._table], [block], admitted, self._peer)
         self.count += len(keys)
         try:
             is_done = insertion.try_now()

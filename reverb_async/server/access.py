@@ -18,11 +18,10 @@ from reverb_async.logs import Repeats
 from reverb_async.metrics import AccessCounts
 from reverb_async.security import Token, Tokens
 from reverb_async.security.grants import granted, lacking
+from reverb_async.wire.http2 import ReplayServer, peer_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-
-    from reverb_async.wire.http2 import ReplayServer
 
     Serve = Callable[[Stream[Any, Any]], Coroutine[Any, Any, None]]
 
@@ -80,7 +79,7 @@ class Access:
 
     async def _on_request(self, event: RecvRequest) -> None:
         shown = event.metadata.getall("authorization", [])
-        token = self._admit(event.method_name, [str(value) for value in shown], _named(event.peer.addr()))
+        token = self._admit(event.method_name, [str(value) for value in shown], peer_name(event.peer))
         event.method_func = partial(self._serve, token, event.method_func)
 
     def _admit(self, method: str, shown: Sequence[str], peer: str) -> Token:
@@ -111,7 +110,7 @@ class Access:
             await serve(stream)
         except GRPCError as error:
             if error.status is Status.PERMISSION_DENIED:
-                self._denied(_named(stream.peer.addr()), "update_priorities", str(error.message), token)
+                self._denied(peer_name(stream.peer), "update_priorities", str(error.message), token)
             raise
         except asyncio.CancelledError:
             if task in self._revoked and task.uncancel() == 0:
@@ -139,10 +138,3 @@ def _find(tokens: Tokens, shown: Sequence[str]) -> Token | None:
 
 def _refusal(status: Status, text: str) -> GRPCError:
     return GRPCError(status, text, PermissionDenied(text).to_map())
-
-
-def _named(address: object) -> str:
-    """Return where a peer is, for the log."""
-    if isinstance(address, tuple) and len(address) >= 2:
-        return f"[{address[0]}]:{address[1]}" if ":" in str(address[0]) else f"{address[0]}:{address[1]}"
-    return "a process on this machine"

@@ -359,7 +359,7 @@ class InsertStream:
     def _insert(self, tables: Sequence[Table], blocks: list[ItemBlock], seq: int, timeout: float | None) -> None:
         """Insert what is admitted at once; the rest waits in a task of its own."""
         items = WaitingItems(self, seq, blocks[0], Deadline(timeout))
-        insertion = RowInsertion(tables, blocks, items.admitted)
+        insertion = RowInsertion(tables, blocks, items.admitted, self._duplex.peer)
         if insertion.try_now():
             return
         items.pin()

@@ -266,7 +266,11 @@ class SampleStream:
         self._deadline = Deadline(0 if self._seq <= self._withdrawn else None)
         try:
             draw = await self._table.sample(
-                self._wanted.batch_size, deadline=self._deadline, partial=self._wanted.partial, notice=tell
+                self._wanted.batch_size,
+                deadline=self._deadline,
+                partial=self._wanted.partial,
+                notice=tell,
+                peer=self._duplex.peer,
             )
         finally:
             self._deadline = None

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from reverb_async.logs import Repeats
+from reverb_async.waiting import first_peers
 
 logger = logging.getLogger("reverb_async")
 
@@ -19,6 +20,10 @@ MAX_SERVED_ROWS = 4096
 
 class Waiting(Protocol):
     """Rows that wait."""
+
+    @property
+    def peer(self) -> str:
+        """Where they come from."""
 
     def serve(self) -> int:
         """Insert what the tables admit now, and leave the queues if that is all; called when at the head of one.
@@ -50,6 +55,11 @@ class InsertQueue:
     def oldest(self) -> float:
         """When the longest wait began, in seconds since the epoch."""
         return next(iter(self._since.values()))
+
+    @property
+    def peers(self) -> tuple[str, ...]:
+        """Where the first few come from."""
+        return first_peers(waiting.peer for waiting in self._since)
 
     @property
     def head(self) -> Waiting | None:

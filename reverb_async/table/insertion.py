@@ -43,9 +43,17 @@ class RowInsertion:
         tables: distinct tables.
         blocks: one block of checked items per table, all of the same length; row `i` is item `i` of each.
         admitted: called with a number of rows, in the very step that inserted them.
+        peer: where they come from.
     """
 
-    def __init__(self, tables: Sequence[Table], blocks: Sequence[ItemBlock], admitted: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        tables: Sequence[Table],
+        blocks: Sequence[ItemBlock],
+        admitted: Callable[[int], None],
+        peer: str = "",
+    ) -> None:
+        self.peer = peer
         self._tables = tables
         self._blocks = blocks
         self._admitted = admitted

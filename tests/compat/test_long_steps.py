@@ -54,6 +54,7 @@ class Messages:
     """A stream that has a few messages and takes all answers."""
 
     has_message = False
+    peer = ""
 
     def __init__(self, *messages: bytes) -> None:
         self._messages = [*messages]

@@ -17,6 +17,7 @@ from reverb_async.client.writing.outgoing import Block, Outgoing, Owner
 from reverb_async.client.writing.unsettled import Stretch, Unsettled
 from reverb_async.core.info import TableInfo
 from reverb_async.errors import Closed, InvalidArgument, ReplayError, TableClosed, Unavailable, from_map
+from reverb_async.logs import Repeats
 from reverb_async.protocol.inserting import InsertRequest, InsertResponse
 from reverb_async.protocol.message import Duplex, Message
 
@@ -40,6 +41,10 @@ _stream_numbers = itertools.count()
 
 class Connection(Protocol):
     """What inserting needs of a client's connector."""
+
+    @property
+    def repeats(self) -> Repeats:
+        """For warnings that many streams may have at the same time."""
 
     @property
     def address(self) -> str:

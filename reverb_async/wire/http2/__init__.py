@@ -6,7 +6,7 @@ This package alone touches private names of grpclib and h2; `pyproject.toml` kee
 from reverb_async.wire.http2.client import Call, ReplayChannel
 from reverb_async.wire.http2.connection import MAX_MESSAGE_BYTES
 from reverb_async.wire.http2.fast_stream import JOINED_BYTES
-from reverb_async.wire.http2.server import ReplayServer, abort_server_stream, transport_of
+from reverb_async.wire.http2.server import ReplayServer, abort_server_stream, peer_name, transport_of
 from reverb_async.wire.http2.window import WindowBudget
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "ReplayServer",
     "WindowBudget",
     "abort_server_stream",
+    "peer_name",
     "transport_of",
 ]

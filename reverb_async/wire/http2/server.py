@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl as tls
+import struct
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import grpclib.server
 from grpclib.encoding.base import CodecBase
 from grpclib.events import SendTrailingMetadata, listen
-from grpclib.protocol import H2Protocol
+from grpclib.protocol import H2Protocol, Peer
 
 from reverb_async.security.tls import HANDSHAKE_S, SHUTDOWN_S
 from reverb_async.wire.grpc_codec import GrpcCodec
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from grpclib._typing import IServable
 
 WINDOW_BYTES = 256 << 20
+
+_CREDENTIALS = struct.Struct("3i")
+"""Process, user and group of a Unix socket's peer."""
 
 
 class ReplayServer(grpclib.server.Server):
@@ -134,6 +139,18 @@ def transport_of(stream: grpclib.server.Stream[Any, Any]) -> Stream:
     """Return the HTTP/2 stream under a handler's stream."""
     assert isinstance(stream._stream, Stream)
     return stream._stream
+
+
+def peer_name(peer: Peer) -> str:
+    """Return where a peer is, for people: ``"host:port"``, or its process behind a Unix socket."""
+    address = peer.addr()
+    if isinstance(address, tuple) and len(address) >= 2:
+        return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
+    sock = peer._transport.get_extra_info("socket")
+    if sock is not None and hasattr(socket, "SO_PEERCRED"):
+        with contextlib.suppress(OSError):
+            return f"process {_CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]}"
+    return "a process of this machine"
 
 
 def abort_server_stream(stream: grpclib.server.Stream[Any, Any]) -> None:
