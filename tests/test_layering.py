@@ -26,7 +26,7 @@ ALLOWED = {
     "table": ["core", "errors", "logs", "metrics", "table", "waiting"],
     "sessions": ["errors", "protocol"],
     "saving": ["core"],
-    "replay": ["core", "errors", "protocol", "saving", "sessions", "table"],
+    "replay": ["core", "errors", "logs", "protocol", "saving", "sessions", "table"],
     "service": ["core", "errors", "protocol", "replay", "security.grants", "service", "sessions", "table", "waiting"],
     "wire": ["client.transport", "core", "errors", "protocol", "security", "wire"],
     "client": ["client", "core", "errors", "hosts", "logs", "protocol", "security", "waiting"],

@@ -115,7 +115,7 @@ class Client:
 
     @property
     def transport(self) -> str:
-        """How the server is reached: ``"tcp"``, ``"unix"``, ``"in-process"``, or ``"reverb"`` by DeepMind's protocol.
+        """How the server is reached: ``"tcp"``, ``"tls"``, ``"unix"``, ``"in-process"``, or ``"reverb"`` (DeepMind's way).
 
         After the first call also whether its memory is shared, ``"tcp + shared memory"``, or why not:
         ``"tcp (no shared memory: the server is on another host)"``.
@@ -124,7 +124,7 @@ class Client:
             connector = self._parts.connector
             return connector.memory.describe(connector.transport.name)
         scheme, found, _ = self._address.partition("://")
-        return scheme if found else "tcp"
+        return scheme if found else "tls" if self._options["tls"] else "tcp"
 
     # -- inserting ----------------------------------------------------------------------------------------------------
 

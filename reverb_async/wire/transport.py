@@ -43,14 +43,14 @@ class GrpcTransport:
 
     Attributes:
         address: the server's, as given.
-        name: ``"tcp"`` or ``"unix"``.
+        name: ``"tcp"``, ``"tls"`` or ``"unix"``.
     """
 
     def __init__(
         self, address: str, connect_timeout: float | None = None, credentials: Credentials = _NO_CREDENTIALS
     ) -> None:
         self.address = address
-        self.name = "unix" if address.startswith("unix:") else "tcp"
+        self.name = "unix" if address.startswith("unix:") else "tcp" if credentials.tls is None else "tls"
         self._target = parse_address(address)
         self._connect_timeout = connect_timeout
         self._credentials = credentials

@@ -107,7 +107,7 @@ def test_big_items_travel_both_ways_and_calls_can_be_left(run, files):
             await anext(batches)
             await batches.aclose()
             assert np.array_equal((await client.sample_one("t")).data["x"], values)
-            assert client.transport == "tcp"
+            assert client.transport == "tls"
             assert not table.info.waiters
 
     run(scenario())
@@ -121,7 +121,7 @@ def test_memory_is_shared_with_tls_too(files):
         ):
             await client.insert({"x": np.arange(BIG)}, {"t": 1.0})
             assert np.array_equal((await client.sample_one("t")).data["x"], np.arange(BIG))
-            assert client.transport.startswith("tcp")
+            assert client.transport == ("tls + shared memory" if sys.platform == "linux" else client.transport)
 
     asyncio.run(scenario())
 
@@ -142,6 +142,16 @@ def test_servers_that_are_not_trusted_are_refused_at_once_and_a_wrong_choice_is_
             await attempt(server, files.client(), r"does not speak TLS, which Client\(tls=\) asks for")
 
     run(scenario())
+
+
+async def test_files_of_a_client_that_cannot_be_used_are_named_when_it_connects(files):
+    async with (
+        ra.Server([make_table()], tls=files.server()) as server,
+        ra.Client(server.address, tls=ra.ClientTLS(ca="none.pem")) as client,
+    ):
+        for call in (client.server_info(), client.insert({"x": 1}, {"t": 1.0}), client.sample_one("t")):
+            with pytest.raises(ra.InvalidArgument, match=r"ClientTLS\(ca=\): none.pem cannot be read: No such file"):
+                await call
 
 
 def test_clients_need_a_certificate_that_the_authority_has_signed(run, files):
