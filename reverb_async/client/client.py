@@ -115,7 +115,7 @@ class Client:
 
     @property
     def transport(self) -> str:
-        """How the server is reached: ``"tcp"``, ``"tls"``, ``"unix"``, ``"in-process"``, or ``"reverb"`` (DeepMind's way).
+        """How the server is reached: ``"tcp"``, ``"tls"``, ``"unix"``, ``"in-process"``, ``"reverb"`` (DeepMind's way).
 
         After the first call also whether its memory is shared, ``"tcp + shared memory"``, or why not:
         ``"tcp (no shared memory: the server is on another host)"``.
