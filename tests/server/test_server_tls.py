@@ -9,12 +9,14 @@ import socket
 import sys
 import weakref
 
+import grpc
 import numpy as np
 import pytest
 import trustme
 
 import reverb_async as ra
 from reverb_async.security import Credentials
+from reverb_async.security.tokens import make_token
 from reverb_async.testing import until
 from reverb_async.wire.http2 import server as listening
 from reverb_async.wire.transport import GrpcTransport
@@ -280,3 +282,26 @@ async def test_a_unix_socket_beside_it_is_not_encrypted(files, tmp_path):
         async with ra.Client(server.unix_address) as client:
             await client.insert({"x": 1}, {"t": 1.0})
         assert server.reverb_address is None
+
+
+async def test_stock_grpc_clients_come_in_with_tls_a_certificate_and_a_token(files, tmp_path):
+    secret, token = make_token("probe", ["read"])
+    (tmp_path / "tokens").write_text(token.to_line())
+    mine = (tmp_path / "client.pem").read_bytes()
+    credentials = grpc.ssl_channel_credentials((tmp_path / "ca.pem").read_bytes(), mine, mine)
+    method = "/reverb_async.v1.Replay/"
+    tables = [make_table()]
+    async with (
+        ra.Server(tables, tls=files.server(mutual=True), tokens=tmp_path / "tokens") as server,
+        grpc.aio.secure_channel(server.address, credentials) as channel,
+    ):
+        info, reset = channel.unary_unary(f"{method}ServerInfo"), channel.unary_unary(f"{method}Reset")
+        assert b"t" in await info(b"", metadata=[("authorization", f"Bearer {secret}")])
+        for call, metadata, code in (
+            (info, [], grpc.StatusCode.UNAUTHENTICATED),
+            (info, [("authorization", "Bearer x")], grpc.StatusCode.UNAUTHENTICATED),
+            (reset, [("authorization", f"Bearer {secret}")], grpc.StatusCode.PERMISSION_DENIED),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await call(b"", metadata=metadata)
+            assert error.value.code() is code
