@@ -32,6 +32,7 @@ _REPLAY, _HEALTH = "/reverb_async.v1.Replay/", "/grpc.health.v1.Health/"
 CALLS: dict[str, tuple[str | None, str]] = {
     f"{_REPLAY}Hello": (None, "connecting"),
     f"{_REPLAY}ServerInfo": (None, "server_info"),
+    f"{_REPLAY}ServerStatus": (None, "server_status"),
     f"{_HEALTH}Check": (None, "a health check"),
     f"{_HEALTH}Watch": (None, "a health check"),
     f"{_REPLAY}Sample": ("read", "sampling"),
