@@ -23,7 +23,7 @@ Path = str | os.PathLike[str]
 
 @dataclass(frozen=True, slots=True)
 class ServerTLS:
-    """A server's certificate; connections are TLS 1.2 or later.
+    """A server's certificate; connections are TLS 1.2 or later, and 1.3 where clients are asked for certificates.
 
     The files are read again when they change: connections made afterwards get what is new, others stay. While what is
     new cannot be used, the server goes on with what it had, and logs why.
@@ -51,12 +51,13 @@ class ServerTLS:
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         _set_up(context)
-        # A resumed session would skip the question for a certificate, which may not be good any more.
         context.options |= ssl.OP_NO_TICKET
         context.num_tickets = 0
         _load_certificate(context, self.certificate, self.key, "ServerTLS")
         if self.client_ca is not None:
             context.verify_mode = ssl.CERT_REQUIRED
+            # TLS 1.2 would resume sessions without a look at a certificate that may not be good any more.
+            context.minimum_version = ssl.TLSVersion.TLSv1_3
             _load_authorities(context, self.client_ca, "ServerTLS(client_ca=)")
         return context
 

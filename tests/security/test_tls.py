@@ -36,10 +36,10 @@ def write(issued, folder):
     issued.private_key_pem.write_to_path(folder / "key.pem")
 
 
-def shake_hands(server, client, name="localhost"):
+def shake_hands(server, client, name="localhost", session=None):
     """Shake hands in memory; return the client's and the server's end."""
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    near = client.wrap_bio(to_client, to_server, server_hostname=name)
+    near = client.wrap_bio(to_client, to_server, server_hostname=name, session=session)
     far = server.wrap_bio(to_server, to_client, server_side=True)
     for _ in range(6):
         for end in (near, far):
@@ -79,6 +79,24 @@ def test_the_servers_name_and_authority_are_checked(files, tmp_path):
     for stranger in (ClientTLS(), ClientTLS(ca=tmp_path / "other.pem")):
         with pytest.raises(ssl.SSLCertVerificationError):
             shake_hands(server, stranger.load())
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_clients_with_certificates_show_them_anew_in_every_handshake(files, tmp_path, authority, version):
+    certificate, key, ca = files
+    authority.issue_cert("me@here.example").private_key_and_cert_chain_pem.write_to_path(tmp_path / "me.pem")
+    server = ServerTLS(certificate, key, client_ca=ca).load()
+    client = ClientTLS(ca=ca, certificate=tmp_path / "me.pem").load()
+    client.maximum_version = version
+    if version < ssl.TLSVersion.TLSv1_3:
+        with pytest.raises(ssl.SSLError, match="UNSUPPORTED_PROTOCOL"):
+            shake_hands(server, client)
+        return
+    near, far = shake_hands(server, client)
+    far.write(b"x")
+    assert near.read(1) == b"x"  # What would make a session that can be resumed came before it.
+    again, _ = shake_hands(server, client, session=near.session)
+    assert not again.session_reused
 
 
 def test_a_client_is_asked_for_a_certificate_where_there_is_an_authority_for_it(files, tmp_path, authority):
