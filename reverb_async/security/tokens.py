@@ -20,7 +20,7 @@ logger = logging.getLogger("reverb_async")
 SCOPES = ("read", "write", "admin")
 """``read``: sample. ``write``: insert, update and delete. ``admin``: reset, checkpoint. None contains another."""
 
-MAX_TOKENS = 10_000
+MAX_TOKENS = 1000
 
 _PREFIX = "ra_"
 _NAME = re.compile(r"[\w.@-]{1,64}", re.ASCII)
@@ -74,7 +74,10 @@ class Tokens:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = os.fspath(path)
         self._state: State = state_of([self._path])
-        self._tokens = self._read()
+        self._use(read_usable(self._path))
+
+    def _use(self, tokens: tuple[Token, ...]) -> None:
+        self._tokens, self._known = tokens, frozenset(tokens)
 
     def find(self, secret: str) -> Token | None:
         """Return the token that is `secret`. Takes the same time whichever it is, and whether or not it is one."""
@@ -86,7 +89,7 @@ class Tokens:
 
     def has(self, token: Token) -> bool:
         """Whether a token that was found is still good, for the same scopes."""
-        return token in self._tokens
+        return token in self._known
 
     def refresh(self) -> bool:
         """Read the file again if it has changed, and return whether it has; one that cannot be used is logged, once."""
@@ -95,20 +98,22 @@ class Tokens:
             return False
         self._state = state
         try:
-            self._tokens = self._read()
+            self._use(read_usable(self._path))
         except InvalidArgument as error:
             logger.error("%s; the tokens in use stay", error)
             return False
         logger.info("%d tokens are good now, says %s", len(self._tokens), self._path)
         return True
 
-    def _read(self) -> tuple[Token, ...]:
-        tokens = read_tokens(self._path)
-        if not tokens:
-            raise InvalidArgument(
-                f"{self._path}: has no token: nobody could do anything; `python -m reverb_async.tokens new` makes one"
-            )
-        return tokens
+
+def read_usable(path: str) -> tuple[Token, ...]:
+    """Return the tokens of a file that has some; raises `InvalidArgument`."""
+    tokens = read_tokens(path)
+    if not tokens:
+        raise InvalidArgument(
+            f"{path}: has no token: nobody could do anything; `python -m reverb_async.tokens new` makes one"
+        )
+    return tokens
 
 
 def read_tokens(path: str) -> tuple[Token, ...]:
