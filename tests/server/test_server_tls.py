@@ -93,8 +93,8 @@ def test_big_items_travel_both_ways_and_calls_can_be_left(run, files):
             ra.Server([table], tls=files.server()) as server,
             ra.Client(server.address, tls=files.client(), shared_memory=False) as client,
         ):
-            await asyncio.gather(*(client.insert({"x": values, "n": n}, {"t": 1.0}) for n in range(3)))
-            async for sample in client.sample("t", num_samples=6, prefetch=3):
+            await asyncio.gather(*(client.insert({"x": values, "n": n}, {"t": 1.0}) for n in range(2)))
+            async for sample in client.sample("t", num_samples=3, prefetch=2):
                 assert np.array_equal(sample.data["x"], values)
             for delay in (0.0, 0.01, 0.03):  # Cancelled while the items, or the samples, are on their way.
                 calls = {
