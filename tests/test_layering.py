@@ -27,6 +27,7 @@ ALLOWED = {
     "sessions": ["errors", "protocol"],
     "saving": ["core"],
     "replay": ["core", "errors", "logs", "protocol", "saving", "sessions", "table"],
+    "checkpoint": ["checkpoint", "compat.tensors", "core", "errors", "replay", "saving", "table"],
     "service": ["core", "errors", "protocol", "replay", "security.grants", "service", "sessions", "table", "waiting"],
     "wire": ["client.transport", "core", "errors", "protocol", "security", "wire"],
     "client": ["client", "core", "errors", "hosts", "logs", "protocol", "security", "waiting"],
@@ -34,7 +35,7 @@ ALLOWED = {
         *["compat", "core", "errors", "metrics", "protocol", "replay", "service", "sessions", "table", "waiting"],
         "wire",
     ],
-    "config": ["compat.signatures", "config", "core", "errors", "hosts", "security", "table"],
+    "config": ["checkpoint", "compat.signatures", "config", "core", "errors", "hosts", "security", "table"],
     "local_streams": ["errors", "protocol", "waiting"],
     "inprocess": ["client.transport", "core", "errors", "local_streams", "protocol", "service"],
     "foreign": [
@@ -43,6 +44,7 @@ ALLOWED = {
     ],
     "server": [
         *[
+            "checkpoint",
             "client",
             "compat",
             "core",

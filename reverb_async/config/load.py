@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reverb_async.checkpoint import Checkpointer
+from reverb_async.checkpoint.loading import OnCorrupt
+from reverb_async.checkpoint.policy import RestorePolicy
 from reverb_async.config.choices import Settings, expand, overlay
+from reverb_async.config.flags import CHECKPOINT_KEYS
 from reverb_async.config.reverb_config import read_reverb_config
 from reverb_async.config.settings import Setting, check_keys, parse_flag, read_text, shown, table_place, to_toml
 from reverb_async.config.tables import TableConfig, read_table
@@ -18,6 +22,7 @@ from reverb_async.security import ServerTLS, Tokens
 from reverb_async.table import Table
 
 DEFAULT_PORT = 8000
+DEFAULT_GRACE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +38,12 @@ class ServerConfig:
         tokens: file of the tokens that calls must show.
         reverb_compat: whether dm-reverb's clients are served too.
         reverb_compat_insecure: whether that is so with TLS or tokens, too, or on which port of the loopback.
+        grace: seconds that running calls have to end once the server is told to stop.
+        checkpoint_dir: where checkpoints are kept; None: nowhere.
+        checkpoint_every: seconds between them; None: only when asked for, and at the end.
+        checkpoint_keep: how many are kept.
+        on_corrupt: what to do when the newest is damaged.
+        restore: what to do when the tables are not those of the checkpoint.
     """
 
     host: str = "127.0.0.1"
@@ -45,6 +56,12 @@ class ServerConfig:
     tokens: str | None = None
     reverb_compat: bool = True
     reverb_compat_insecure: bool | int = False
+    grace: float = DEFAULT_GRACE_S
+    checkpoint_dir: str | None = None
+    checkpoint_every: float | None = None
+    checkpoint_keep: int = 3
+    on_corrupt: OnCorrupt = "previous"
+    restore: RestorePolicy = "strict"
 
     @property
     def tls(self) -> ServerTLS | None:
@@ -60,11 +77,27 @@ class ServerConfig:
         if self.tokens is not None:
             Tokens(self.tokens)
 
+    def build_checkpointer(self) -> Checkpointer | None:
+        """Make the checkpointer, if there is a directory for it."""
+        if self.checkpoint_dir is None:
+            return None
+        return Checkpointer(
+            self.checkpoint_dir,
+            keep=self.checkpoint_keep,
+            every=self.checkpoint_every,
+            restore=self.restore,
+            on_corrupt=self.on_corrupt,
+        )
+
     def to_toml(self) -> str:
         """Return the ``[server]`` section."""
         lines = ["[server]", f"host = {to_toml(self.host)}"]
         lines.append(f"port = {to_toml('none' if self.port is None else self.port)}")
         for key in ("unix", "insecure", *_TLS_KEYS, "tokens", "reverb_compat", "reverb_compat_insecure"):
+            value = getattr(self, key)
+            lines.append(f"# {key}: not set" if value is None else f"{key} = {to_toml(value)}")
+        lines.append(f"grace = {to_toml(self.grace)}")
+        for key in CHECKPOINT_KEYS[: 1 if self.checkpoint_dir is None else None]:
             value = getattr(self, key)
             lines.append(f"# {key}: not set" if value is None else f"{key} = {to_toml(value)}")
         return "\n".join(lines) + "\n"
@@ -101,7 +134,7 @@ def load(
     Args:
         path: a TOML file.
         table_flags: what ``--table`` was given: changes to tables of the file, or further tables.
-        server_flags: keys of `ServerConfig` from the command line; they override the file.
+        server_flags: fields of `ServerConfig` from the command line; they come before the file.
         reverb_config: instead of a TOML file, what `read_reverb_config` reads.
 
     Returns:
@@ -183,6 +216,13 @@ def _read_server(settings: Mapping[str, Setting]) -> ServerConfig:
             f"`tls_certificate` and `tls_key` (--tls-certificate, --tls-key), or `insecure = true` (--insecure) if "
             f"everybody on that network may read and change the tables"
         )
+    if server.checkpoint_dir is None:
+        for key in CHECKPOINT_KEYS[1:]:
+            if key in settings:
+                raise settings[key].refuse(
+                    "it is for servers that keep checkpoints: add a directory as `checkpoint_dir` "
+                    "(--checkpoint-dir PATH)"
+                )
     return server
 
 
@@ -209,4 +249,10 @@ _SERVER_READERS: dict[str, Callable[[Setting], Any]] = {
     **dict.fromkeys((*_TLS_KEYS, "tokens"), Setting.text),
     "reverb_compat": Setting.boolean,
     "reverb_compat_insecure": _read_reverb_port,
+    "grace": lambda setting: setting.finite(zero=True),
+    "checkpoint_dir": Setting.text,
+    "checkpoint_every": Setting.finite,
+    "checkpoint_keep": lambda setting: setting.integer(2),
+    "on_corrupt": lambda setting: setting.choice(("previous", "fail")),
+    "restore": lambda setting: setting.choice(("strict", "config", "checkpoint")),
 }

@@ -6,7 +6,7 @@ import asyncio
 from weakref import WeakValueDictionary
 
 from reverb_async.security.tls import ClientTLS
-from reverb_async.wire.http2 import ReplayChannel
+from reverb_async.wire.http2 import SILENCE_S, ReplayChannel
 
 Target = tuple[str | None, int | None, str | None]
 """Host and port, or the path of a Unix socket."""
@@ -48,6 +48,6 @@ def shared_channel(target: Target, connect_timeout: float | None, tls: ClientTLS
     shared = _channels.get(key)
     if shared is None or not shared.is_used:
         host, port, path = target
-        channel = ReplayChannel(host, port, path=path, connect_timeout=connect_timeout, tls=tls)
+        channel = ReplayChannel(host, port, path=path, connect_timeout=connect_timeout, tls=tls, silence_s=SILENCE_S)
         shared = _channels[key] = SharedChannel(channel)
     return shared.join()

@@ -296,6 +296,7 @@ SERVERS = st.builds(
     tokens=st.none() | NAMES,
     reverb_compat=st.booleans(),
     reverb_compat_insecure=st.booleans() | st.integers(0, 65535),
+    grace=st.floats(0, 1e6),
 ) | st.builds(ServerConfig, port=st.none(), unix=NAMES)
 
 

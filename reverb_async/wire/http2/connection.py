@@ -16,14 +16,23 @@ from grpclib.utils import Wrapper
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.events import Event, RequestReceived, StreamReset
+from h2.events import Event, PingAckReceived, RequestReceived, StreamReset
 from h2.exceptions import ProtocolError
 from h2.frame_buffer import FrameBuffer
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import DataFrame, Frame, HeadersFrame
 
 from reverb_async.core.buffer_pool import BufferPool
+from reverb_async.wire.http2.goaway import (
+    GoingAway,
+    expect_goaway,
+    goaway_frame,
+    is_parting,
+    parting_frames,
+    ping_frame,
+)
 from reverb_async.wire.http2.header_blocks import RememberingDecoder, RememberingEncoder
+from reverb_async.wire.http2.keepalive import Keepalive, limit_unacknowledged
 from reverb_async.wire.http2.stream import Stream
 from reverb_async.wire.http2.window import CONNECTION_WINDOW, INITIAL_WINDOW, WindowBudget
 
@@ -54,6 +63,7 @@ class Endpoint:
         max_message_bytes: longer messages are refused before they are read.
         message_limits: other limits for some services, by full name, or for some methods, by path.
         window_budget: lets windows of streams grow; None keeps them as they are.
+        silence_s: of a client: a connection is given up when nothing was heard for so long; None: never.
         pool: memory for long messages.
         connections: those that live.
         idle: set while there are none.
@@ -66,6 +76,7 @@ class Endpoint:
     max_message_bytes: int = MAX_MESSAGE_BYTES
     message_limits: dict[str, int] = field(default_factory=dict)
     window_budget: WindowBudget | None = None
+    silence_s: float | None = None
     pool: BufferPool = field(default_factory=BufferPool)
     connections: set[Protocol] = field(default_factory=set)
     idle: asyncio.Event = field(default_factory=asyncio.Event)
@@ -151,6 +162,8 @@ def _open_h2(config: H2Configuration, stream_window: int) -> H2Connection:
     h2_connection.incoming_buffer = _Frames(server=not config.client_side)
     h2_connection._frame_dispatch_table[_Data] = h2_connection._receive_data_frame
     h2_connection._frame_dispatch_table[_Headers] = h2_connection._receive_headers_frame
+    if config.client_side:
+        expect_goaway(h2_connection)
     h2_connection.encoder, h2_connection.decoder = RememberingEncoder(), RememberingDecoder()
     h2_connection.decoder.max_header_list_size = h2_connection.DEFAULT_MAX_HEADER_LIST_SIZE
     # Settings given at once hold from the first frame on; later changes would wait for the peer's acknowledgement.
@@ -180,6 +193,9 @@ class Connection(grpclib.protocol.Connection):
         self.window_budget = endpoint.window_budget
         self.pool = endpoint.pool
         self.client_side = bool(h2_connection.config.client_side)
+        self.is_leaving = False
+        """The server goes away: the connection opens no more streams, and ends with its last one."""
+        self.end_reason = "Connection lost"
         # Senders wait for the transport one behind the other: all at once would fill it once each.
         self.turn = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
@@ -197,6 +213,12 @@ class Connection(grpclib.protocol.Connection):
 
     def write_held(self) -> None:
         """Hand over what was held back to go out with more: it comes before anything that is written now."""
+
+    def write_now(self, frames: bytes) -> None:
+        """Hand whole frames to the transport that h2 does not know of."""
+        if not self.is_closing():
+            self.write_held()
+            self._transport.write(frames)
 
     def close(self) -> None:
         """Close the transport; one that cannot get rid of its data is aborted before long."""
@@ -222,6 +244,7 @@ class Processor(grpclib.protocol.EventsProcessor):
         super().__init__(handler, connection)
         self._endpoint = endpoint
         self.closed = False
+        self.processors[GoingAway] = self.process_going_away
 
     def register(self, stream: grpclib.protocol.Stream) -> Callable[[], None]:
         """Route a stream's events to it until the function that is returned is called; twice does no harm."""
@@ -236,12 +259,15 @@ class Processor(grpclib.protocol.EventsProcessor):
         stream.close_window()
         self.connection.stream_close_waiter.set()
         stream.drop_unread()
+        if self.connection.is_leaving and not self.streams:
+            self.close("the server goes away")
 
     def close(self, reason: str = "Connection closed") -> None:
         """Close the connection and end every stream."""
         if self.closed:
             return
         self.closed = True
+        self.connection.end_reason = reason
         self.connection.close()
         self.handler.close()
         for stream in list(self.streams.values()):
@@ -251,6 +277,22 @@ class Processor(grpclib.protocol.EventsProcessor):
         """Act on an event."""
         if event.__class__ in self.processors and not self.closed:
             super().process(event)
+
+    def process_going_away(self, event: GoingAway) -> None:
+        """Let new calls find another connection; calls that the server has not taken may be made again there."""
+        self.connection.is_leaving = True
+        self.handler.connection_lost = True  # type: ignore[attr-defined]  # which is how channels know
+        self.connection.stream_close_waiter.set()
+        for stream in [stream for stream_id, stream in self.streams.items() if stream_id > event.last_stream]:
+            stream.__terminated__("the server goes away, and has not taken this call")
+        if not self.streams:
+            self.close("the server goes away")
+
+    def process_ping_ack_received(self, event: PingAckReceived) -> None:
+        """Name the last stream to a peer that has read the first GOAWAY."""
+        super().process_ping_ack_received(event)
+        if not self.connection.client_side and is_parting(event.ping_data):
+            self.connection.write_now(goaway_frame(self.connection._connection.highest_inbound_stream_id))
 
     def process_request_received(self, event: RequestReceived) -> None:
         """Start the handler of a new stream."""
@@ -276,6 +318,9 @@ class Protocol:
 
     connection: Connection
     make_connection: type[Connection] = Connection
+    is_heard = True
+    """Something was received lately; see `Keepalive`."""
+    _keepalive: Keepalive | None = None
 
     def __init__(
         self,
@@ -302,6 +347,29 @@ class Protocol:
         self.connection.initialize()
         self.processor = Processor(self.handler, self.connection, self._endpoint)
         self._endpoint.add(self)
+        silence_s = self._endpoint.silence_s
+        if silence_s is not None:
+            self._keepalive = Keepalive(self, silence_s)
+            if sock is not None:
+                limit_unacknowledged(sock, silence_s)
+
+    def go_away(self) -> None:
+        """Tell the peer to open no more streams here; those that are open go on."""
+        self.connection.write_now(parting_frames())
+
+    def part(self) -> None:
+        """Close the connection once the peer has taken what was sent to it."""
+        self.connection.write_held()
+        self._transport.close()
+
+    def ask(self) -> None:
+        """Ask the peer for a sign of life."""
+        self.connection.write_now(ping_frame(bytes(8)))
+
+    def give_up(self, reason: str) -> None:
+        """End the connection and all its streams at once."""
+        self.processor.close(reason)
+        self.abort()
 
     def data_received(self, data: bytes) -> None:
         """Feed h2 and act on what it makes of it; peers that break the protocol are told so and dropped."""
@@ -335,6 +403,8 @@ class Protocol:
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """End every stream."""
+        if self._keepalive is not None:
+            self._keepalive.stop()
         self._endpoint.discard(self)
         self.processor.close(
             self._farewell(f"Connection lost: {exc}" if isinstance(exc, ssl.SSLError) else "Connection lost")
@@ -353,3 +423,8 @@ class Protocol:
 
 class StockProtocol(Protocol, asyncio.Protocol):
     """Lets h2 handle every frame."""
+
+    def data_received(self, data: bytes) -> None:
+        """Feed h2."""
+        self.is_heard = True
+        super().data_received(data)

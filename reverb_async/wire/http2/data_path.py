@@ -150,6 +150,7 @@ class FastProtocol(Protocol, asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Take what was received."""
         self.connection.num_taken = 0
+        self.is_heard = True
         if self._direct:
             self._direct = False
             self._was_direct = True
