@@ -31,6 +31,8 @@ KEYWORDS = {"allow_pickle", "shell", "object_hook", "object_pairs_hook"}
 
 EXCEPTIONS = {
     ("wire/regenerate.py", "subprocess"): "makes the generated classes, for those who change the protocol",
+    ("checkpoint/npz.py", "np.savez"): "exports plain arrays, and reads nothing",
+    ("checkpoint/saving.py", "importlib"): "asks for this package's version",
     ("core/dtypes.py", "importlib"): "imports ml_dtypes, where it is installed",
     ("core/storage/backing.py", "ctypes"): "asks where our own memory lies",
 }
