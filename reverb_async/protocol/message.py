@@ -116,6 +116,10 @@ class Duplex(Protocol):
         """
         return
 
+    def finish_reading(self) -> None:
+        """Have `receive` return None after what has been received, or has begun to be: at the server's end only."""
+        return
+
     async def end(self) -> None:
         """End this side; the peer's `receive` then returns None."""
 

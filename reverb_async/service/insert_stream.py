@@ -74,6 +74,7 @@ class InsertStream:
         self._task: asyncio.Task[None] | None = None
         self._client_ended = False
         self._superseded = False
+        self._table_closed: TableClosed | None = None
         self._ended = asyncio.Event()
         self._session: Session
         self._tasks: asyncio.TaskGroup
@@ -108,6 +109,8 @@ class InsertStream:
                     items.task.cancel()
                 self._client_ended = True
                 self._something_to_send.set()
+            if self._table_closed is not None:
+                raise self._table_closed
         except (asyncio.CancelledError, BaseExceptionGroup) as error:
             if self._superseded and self._task is not None and self._task.uncancel() == 0:
                 raise Unavailable("its session was opened on another stream") from None
@@ -386,9 +389,12 @@ class InsertStream:
     def refuse(self, seq: int, count: int, error: ReplayError) -> None:
         """Note that items never will be in.
 
-        When the table is closed the stream, too, is about to end: its writer may bring them to the next server.
+        When the table is closed nothing is said of them: the stream ends, once all else is said, with that error, and
+        its writer may bring them to the next server.
         """
         if isinstance(error, TableClosed):
+            self._table_closed = error
+            self._duplex.finish_reading()
             return
         refusal = Refusal(seq, count, error.to_map())
         self._session.refuse(refusal)

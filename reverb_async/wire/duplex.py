@@ -259,6 +259,9 @@ class GrpcClientDuplex(_GrpcDuplex):
     def _listen(self, take: Callable[[Body], bool]) -> None:
         self._call.listen(take)
 
+    def finish_reading(self) -> None:
+        """Do nothing: this is for the server's end."""
+
     async def _end(self) -> None:
         await self._call.end()
 

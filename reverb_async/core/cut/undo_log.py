@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-_CHUNK = 4096
-"""Images per piece of memory; as many at once are kept as they come."""
+_CHUNK = 65_536
+"""Images per piece of memory, which is taken page by page as they come. To read them back each piece is looked at."""
+_MANY = 4096
+"""As many at once are kept as they come."""
 
 
 class UndoLog:
@@ -27,7 +29,7 @@ class UndoLog:
 
     def append(self, images: NDArray[np.void]) -> None:
         """Add images; the caller does not change them any more."""
-        if len(images) >= _CHUNK:
+        if len(images) >= _MANY:
             self._starts.append(self._size)
             self._pieces.append(images)
             self._size += len(images)

@@ -14,7 +14,9 @@ def images(start: int, n: int) -> np.ndarray:
     return values
 
 
-@pytest.mark.parametrize("sizes", [[1], [3, 4096, 2], [4095, 3, 1], [5000, 1, 1, 9000], [1000] * 9, [4096, 4096], []])
+@pytest.mark.parametrize(
+    "sizes", [[1], [3, 4096, 2], [5000, 1, 1, 9000], [3000] * 25, [4095] * 16 + [16, 1], [4096, 4096], []]
+)
 def test_every_image_is_found_under_the_number_it_came_under(sizes: list[int]) -> None:
     log, total = UndoLog(DTYPE), 0
     for size in sizes:
