@@ -9,7 +9,7 @@ from grpclib.server import Stream
 
 from reverb_async.compat.scanning import Data, as_data
 from reverb_async.wire.codec import Encoded
-from reverb_async.wire.http2 import JOINED_BYTES, transport_of
+from reverb_async.wire.http2 import JOINED_BYTES, peer_name, transport_of
 from reverb_async.wire.status import TRANSPORT_ERRORS, cause_of, from_grpc_error
 
 
@@ -19,6 +19,8 @@ class BytesStream:
     def __init__(self, stream: Stream[Any, Any]) -> None:
         self._stream = stream
         self._transport = transport_of(stream)
+        self.peer = peer_name(stream.peer)
+        """Where the client is."""
 
     def ready(self, most: int, nbytes: int) -> list[Data]:
         """Return the next messages that are here already, at most so many, and none behind so many bytes."""

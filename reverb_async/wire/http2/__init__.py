@@ -7,7 +7,7 @@ from reverb_async.wire.http2.client import Call, ReplayChannel
 from reverb_async.wire.http2.connection import MAX_MESSAGE_BYTES
 from reverb_async.wire.http2.fast_stream import JOINED_BYTES
 from reverb_async.wire.http2.keepalive import SILENCE_S
-from reverb_async.wire.http2.server import ReplayServer, abort_server_stream, transport_of
+from reverb_async.wire.http2.server import ReplayServer, abort_server_stream, peer_name, transport_of
 from reverb_async.wire.http2.unary import BytesCall
 from reverb_async.wire.http2.window import WindowBudget
 
@@ -21,5 +21,6 @@ __all__ = [
     "ReplayServer",
     "WindowBudget",
     "abort_server_stream",
+    "peer_name",
     "transport_of",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
@@ -67,6 +68,7 @@ class Endpoint:
         pool: memory for long messages.
         connections: those that live.
         idle: set while there are none.
+        entered: called with each new connection.
         scratch: where connections receive what has no memory of its own yet, one after the other: what is received is
             parsed in the same step, so a thousand connections need no more of it than one.
     """
@@ -80,6 +82,7 @@ class Endpoint:
     pool: BufferPool = field(default_factory=BufferPool)
     connections: set[Protocol] = field(default_factory=set)
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+    entered: Callable[[Protocol], object] | None = None
 
     scratch: memoryview = field(default_factory=lambda: np.empty(SCRATCH_BYTES, np.uint8).data)
 
@@ -89,6 +92,8 @@ class Endpoint:
     def add(self, connection: Protocol) -> None:
         """Count a new connection."""
         self.connections.add(connection)
+        if self.entered is not None:
+            self.entered(connection)
         self.idle.clear()
 
     def discard(self, connection: Protocol) -> None:
@@ -331,6 +336,7 @@ class Protocol:
         self.config = config
         self.h2_config = h2_config
         self._endpoint = endpoint
+        self._is_heard = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send the settings."""
@@ -370,6 +376,7 @@ class Protocol:
 
     def data_received(self, data: bytes) -> None:
         """Feed h2 and act on what it makes of it; peers that break the protocol are told so and dropped."""
+        self._is_heard = True
         try:
             events = self.connection.feed(data)
         except (ProtocolError, UnicodeDecodeError) as error:  # the second: a header that is not ASCII
@@ -395,14 +402,21 @@ class Protocol:
 
     def eof_received(self) -> None:
         """Close when the peer closes."""
-        self.processor.close("Connection closed by the peer")
+        self.processor.close(self._farewell("Connection closed by the peer"))
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """End every stream."""
         if self._keepalive is not None:
             self._keepalive.stop()
         self._endpoint.discard(self)
-        self.processor.close("Connection lost")
+        self.processor.close(
+            self._farewell(f"Connection lost: {exc}" if isinstance(exc, ssl.SSLError) else "Connection lost")
+        )
+
+    def _farewell(self, what: str) -> str:
+        if self._is_heard or not self.h2_config.client_side:
+            return what
+        return f"{what} before the server said anything: it may want TLS, or to see a certificate (Client(tls=))"
 
     def abort(self) -> None:
         """Close the connection at once; what was not sent is lost, as far as the transport does not take it now."""
