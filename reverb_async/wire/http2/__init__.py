@@ -6,6 +6,7 @@ This package alone touches private names of grpclib and h2; `pyproject.toml` kee
 from reverb_async.wire.http2.client import Call, ReplayChannel
 from reverb_async.wire.http2.connection import MAX_MESSAGE_BYTES
 from reverb_async.wire.http2.fast_stream import JOINED_BYTES
+from reverb_async.wire.http2.guards import ConnectionStats, Guards, Stalled
 from reverb_async.wire.http2.server import ReplayServer, abort_server_stream, transport_of
 from reverb_async.wire.http2.window import WindowBudget
 
@@ -13,8 +14,11 @@ __all__ = [
     "JOINED_BYTES",
     "MAX_MESSAGE_BYTES",
     "Call",
+    "ConnectionStats",
+    "Guards",
     "ReplayChannel",
     "ReplayServer",
+    "Stalled",
     "WindowBudget",
     "abort_server_stream",
     "transport_of",

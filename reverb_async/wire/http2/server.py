@@ -15,6 +15,7 @@ from grpclib.protocol import H2Protocol
 from reverb_async.wire.grpc_codec import GrpcCodec
 from reverb_async.wire.http2.connection import MAX_MESSAGE_BYTES, Endpoint
 from reverb_async.wire.http2.data_path import chosen_protocol
+from reverb_async.wire.http2.guards import ConnectionStats, Guards
 from reverb_async.wire.http2.stream import Stream
 from reverb_async.wire.http2.window import WindowBudget
 from reverb_async.wire.status import ERROR_KEY, pack_details
@@ -34,6 +35,8 @@ class ReplayServer(grpclib.server.Server):
         max_message_bytes: longer messages are refused with RESOURCE_EXHAUSTED before they are read.
         message_limits: other limits for some services, by full name, or for some methods, by path.
         window_budget: what streams may receive unread beyond 64 KiB each; servers may share one.
+        guards: limits of connections.
+        stats: counts connections; servers may share one, and with it the limit on connections.
     """
 
     def __init__(
@@ -44,15 +47,21 @@ class ReplayServer(grpclib.server.Server):
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         message_limits: Mapping[str, int] | None = None,
         window_budget: WindowBudget | None = None,
+        guards: Guards | None = None,
+        stats: ConnectionStats | None = None,
     ) -> None:
         self.window_budget = WindowBudget(WINDOW_BYTES) if window_budget is None else window_budget
         self._endpoint = Endpoint(
             max_message_bytes=max_message_bytes,
             message_limits=dict(message_limits or {}),
             window_budget=self.window_budget,
+            guards=guards or Guards(),
+            stats=stats or ConnectionStats(),
         )
         chosen_protocol()  # refuses a choice that is none now, instead of every connection later
         super().__init__(handlers, codec=codec or GrpcCodec(), config=self._endpoint.config)
+        # As grpclib's, but a header that is not ASCII is a fault of one stream's: `Processor` looks for it.
+        self._h2_config.header_encoding = "latin-1"
         listen(self, SendTrailingMetadata, _add_details)
 
     def _protocol_factory(self) -> H2Protocol:
@@ -63,6 +72,11 @@ class ReplayServer(grpclib.server.Server):
     def sockets(self) -> tuple[socket.socket, ...]:
         """The sockets that listen; empty before `start` and after `close`."""
         return () if self._server is None else tuple(cast("asyncio.Server", self._server).sockets)
+
+    @property
+    def stats(self) -> ConnectionStats:
+        """How many connections there are, and what became of others."""
+        return self._endpoint.stats
 
     @property
     def num_connections(self) -> int:
