@@ -24,7 +24,7 @@ from reverb_async.replay import Replay
 from reverb_async.server.rpc import SERVICE, HealthHandlers, ReplayHandlers
 from reverb_async.service.service import ReplayService
 from reverb_async.table import Table
-from reverb_async.wire.http2 import MAX_MESSAGE_BYTES, ReplayServer, WindowBudget
+from reverb_async.wire.http2 import MAX_MESSAGE_BYTES, ConnectionStats, Guards, ReplayServer, WindowBudget
 
 if TYPE_CHECKING:
     from grpclib._typing import IServable
@@ -75,6 +75,8 @@ class Server:
         if port is not None and (isinstance(port, bool) or not isinstance(port, int) or not 0 <= port < 65536):
             raise InvalidArgument(f"port must be an int from 0 (any free one) to 65535, or None, got {port!r}")
         self._listening: list[ReplayServer] = []
+        self._guards = Guards()
+        self._stats = ConnectionStats()
         self._handlers: ReplayHandlers | None = None
         self._deepmind: DeepMindHandlers | None = DeepMindHandlers(self._replay) if reverb_compat else None
         self._health: HealthHandlers | None = None
@@ -112,7 +114,13 @@ class Server:
         budget = WindowBudget(RECEIVE_BUDGET_BYTES)
 
         def listener() -> ReplayServer:
-            return ReplayServer(handlers, message_limits=compat.MESSAGE_LIMITS, window_budget=budget)
+            return ReplayServer(
+                handlers,
+                message_limits=compat.MESSAGE_LIMITS,
+                window_budget=budget,
+                guards=self._guards,
+                stats=self._stats,
+            )
 
         try:
             if self._port is not None:
@@ -179,6 +187,11 @@ class Server:
         self._transports.add(transport)
         self._clients.add(client)
         return client
+
+    @property
+    def stats(self) -> ConnectionStats:
+        """How many connections from other processes there are, and how many were refused or dropped, by reason."""
+        return self._stats
 
     @property
     def tables(self) -> dict[str, Table]:

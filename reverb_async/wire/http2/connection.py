@@ -19,6 +19,7 @@ from h2.connection import ConnectionState
 from h2.errors import ErrorCodes
 from h2.events import Event, RequestReceived, StreamReset, WindowUpdated
 from h2.exceptions import ProtocolError
+from h2.stream import StreamState
 
 from reverb_async.core.buffer_pool import BufferPool
 from reverb_async.wire.http2.guards import UNIX, ConnectionStats, FrameGuard, Guards, peer_name
@@ -254,17 +255,28 @@ class Processor(grpclib.protocol.EventsProcessor):
             self._refuse(event.stream_id, ErrorCodes.PROTOCOL_ERROR)
             return
         guards = self._endpoint.guards
-        if guards is not None and len(self.streams) >= guards.max_streams:
-            self._endpoint.stats.refused_streams += 1
-            self._refuse(event.stream_id, ErrorCodes.REFUSED_STREAM)
-            return
+        if guards is not None:
+            if len(self.connection.h2.streams) > len(self.streams) + guards.max_streams:
+                self._end_answered()
+            if len(self.streams) >= guards.max_streams:
+                self._endpoint.stats.refused_streams += 1
+                self._refuse(event.stream_id, ErrorCodes.REFUSED_STREAM)
+                return
         super().process_request_received(event)
         stream = self.streams.get(event.stream_id)
         if stream is not None:
             stream.max_message_bytes = self._endpoint.limit(headers[":path"])
 
+    def _end_answered(self) -> None:
+        """Reset streams that were answered to their end, and that the peer does not end."""
+        for stream_id, stream in list(self.connection.h2.streams.items()):
+            if stream_id not in self.streams and stream.state_machine.state is StreamState.HALF_CLOSED_LOCAL:
+                self.connection.h2.reset_stream(stream_id, ErrorCodes.NO_ERROR)
+
     def _refuse(self, stream_id: int, code: ErrorCodes) -> None:
-        self.connection.h2.reset_stream(stream_id, code)
+        stream = self.connection.h2.streams.get(stream_id)
+        if stream is not None and not stream.closed:  # the peer may have given up meanwhile
+            self.connection.h2.reset_stream(stream_id, code)
         if self.guard is not None:
             self.guard.saw_reset()
 
