@@ -51,6 +51,7 @@ class Endpoint:
         stream_window: bytes a stream may receive unread, at first.
         max_message_bytes: longer messages are refused before they are read.
         message_limits: other limits for some services, by full name, or for some methods, by path.
+        unary: paths of the methods that take one message.
         window_budget: lets windows of streams grow; None keeps them as they are.
         pool: memory for long messages.
         connections: those that live.
@@ -64,6 +65,7 @@ class Endpoint:
     stream_window: int = INITIAL_WINDOW
     max_message_bytes: int = MAX_MESSAGE_BYTES
     message_limits: dict[str, int] = field(default_factory=dict)
+    unary: frozenset[str] = frozenset()
     window_budget: WindowBudget | None = None
     pool: BufferPool = field(default_factory=BufferPool)
     connections: set[Protocol] = field(default_factory=set)
@@ -266,6 +268,7 @@ class Processor(grpclib.protocol.EventsProcessor):
         stream = self.streams.get(event.stream_id)
         if stream is not None:
             stream.max_message_bytes = self._endpoint.limit(headers[":path"])
+            stream.needs_message = headers[":path"] in self._endpoint.unary
 
     def _end_answered(self) -> None:
         """Reset streams that were answered to their end, and that the peer does not end."""
@@ -291,7 +294,7 @@ class Processor(grpclib.protocol.EventsProcessor):
     def process_stream_reset(self, event: StreamReset) -> None:
         """End a stream. A handler cancelled before its first step would never release it, so that is done here."""
         stream = self.streams.get(event.stream_id)
-        if stream is not None and self.guard is not None and (not event.remote_reset or not stream.answered):
+        if self.guard is not None and (not event.remote_reset or (stream is not None and not stream.answered)):
             self.guard.saw_reset()
         super().process_stream_reset(event)
         if stream is not None and not self.connection.client_side:

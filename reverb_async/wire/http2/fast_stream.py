@@ -90,7 +90,11 @@ class FastStream(Stream):
         """Return a message's prefix or, called next, its body: for those who read as grpclib does."""
         if self._body is None:
             self._body = await self.buffer.message()
-            return b"" if self._body is None else message_prefix(len(self._body))
+            if self._body is None:
+                self._check_end()
+                return b""
+            self.needs_message = False
+            return message_prefix(len(self._body))
         body, self._body = self._body, None
         return bytes(body)
 

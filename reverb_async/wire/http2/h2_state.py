@@ -6,7 +6,9 @@ import sys
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
-from h2.exceptions import ProtocolError
+from h2.errors import ErrorCodes
+from h2.events import Event, StreamReset
+from h2.exceptions import InvalidBodyLengthError, ProtocolError
 from h2.frame_buffer import FrameBuffer
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import DataFrame, Frame, HeadersFrame
@@ -88,6 +90,16 @@ class H2(H2Connection):
         if len(self.streams) >= self._forget_at:
             self._forget_at = max(16, 2 * super().open_inbound_streams)
         return 0
+
+    def _receive_frame(self, frame: Frame) -> list[Event]:
+        """Take a frame; a wrong content-length is a fault of its stream's alone, for which h2 ends the connection."""
+        try:
+            return super()._receive_frame(frame)
+        except ProtocolError as error:
+            if not isinstance(error, InvalidBodyLengthError) and not str(error).startswith("Invalid content-length"):
+                raise
+            self.reset_stream(frame.stream_id, ErrorCodes.PROTOCOL_ERROR)
+            return [StreamReset(stream_id=frame.stream_id, error_code=ErrorCodes.PROTOCOL_ERROR, remote_reset=False)]
 
     def forget(self, stream_id: int) -> None:
         """Forget a stream if it is closed."""

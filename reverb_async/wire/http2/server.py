@@ -63,6 +63,9 @@ class ReplayServer(grpclib.server.Server):
         # As grpclib's, but a header that is not ASCII is a fault of one stream's: `Processor` looks for it.
         self._h2_config.header_encoding = "latin-1"
         listen(self, SendTrailingMetadata, _add_details)
+        self._endpoint.unary = frozenset(
+            path for path, handler in self._mapping.items() if not handler.cardinality.client_streaming
+        )
 
     def _protocol_factory(self) -> H2Protocol:
         made = super()._protocol_factory()

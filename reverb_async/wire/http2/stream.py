@@ -43,6 +43,8 @@ class Stream(grpclib.protocol.Stream):
     buffer: ReceiveBuffer  # type: ignore[assignment]
     connection: Connection
 
+    needs_message = False
+    """Whether a call that ends now has ended too early."""
     answered = False
     """Whether this side has sent headers."""
     framed = 0
@@ -89,7 +91,9 @@ class Stream(grpclib.protocol.Stream):
         if not self._prefix:
             prefix = await self.buffer.read(PREFIX_BYTES)
             if not prefix:
+                self._check_end()
                 return b""
+            self.needs_message = False
             self._check_prefix(prefix)
             self._prefix = prefix
         self._body_is_next = True
@@ -111,6 +115,11 @@ class Stream(grpclib.protocol.Stream):
 
     def listen(self, take: Callable[[Body], bool]) -> None:
         """Offer short messages that somebody waits for to `take`, which returns whether it took them; or offer none."""
+
+    def _check_end(self) -> None:
+        """Refuse a call of a unary method that has ended without a message."""
+        if self.needs_message:
+            raise to_grpc_error(InvalidArgument("the call ended without a message"))
 
     def _check_prefix(self, prefix: bytes) -> None:
         if len(prefix) < PREFIX_BYTES:
