@@ -123,8 +123,8 @@ FLOODS = {
     ),
     "empty data": (lambda peer: same(frame(0, 0, 1), peer), "too many control frames"),
     "priorities": (lambda peer: same(frame(2, 0, 7, bytes(5)), peer), "too many control frames"),
-    "credit": (lambda peer: same(frame(8, 0, 0, b"\0\0\0\1") * 10, peer), "too many control frames"),
-    "resets of nothing": (lambda peer: same(frame(3, 0, 77, bytes(4)), peer), "too many control frames"),
+    "credit": (lambda peer: same(frame(8, 0, 0, b"\0\0\0\1") * 20, peer), "too many control frames"),
+    "resets of nothing": (lambda peer: same(frame(3, 0, 77, bytes(4)) * 3, peer), "too many control frames"),
     "unknown frames": (lambda peer: same(frame(0xEE, 0, 0), peer), "too many control frames"),
 }
 

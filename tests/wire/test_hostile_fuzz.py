@@ -120,41 +120,34 @@ async def survives(attack, examples, caplog):
         assert descriptors() <= files
 
 
-def run(attack, examples, caplog):
-    with asyncio.Runner() as runner:
-        runner.run(survives(attack, examples, caplog))
-
-
 ANY_BYTES = st.one_of(st.binary(max_size=100), st.lists(FRAMES, max_size=12).map(b"".join))
 MANY_BYTES = st.lists(ANY_BYTES, min_size=5, max_size=5)
 MANY_CALLS = st.lists(st.lists(CALLS, min_size=1, max_size=4), min_size=5, max_size=5)
 
 
-@given(MANY_BYTES)
-@settings(max_examples=6)
-def fuzz_frames(caplog, examples):
-    run(attack_with_bytes, examples, caplog)
+def fuzz(attack, strategy, max_examples, caplog):
+    @settings(max_examples=max_examples)
+    @given(strategy)
+    def each(examples):
+        with asyncio.Runner() as runner:
+            runner.run(survives(attack, examples, caplog))
 
-
-@given(MANY_CALLS)
-@settings(max_examples=6)
-def fuzz_calls(caplog, examples):
-    run(attack_with_calls, examples, caplog)
+    each()
 
 
 def test_any_frames(caplog):
-    fuzz_frames(caplog)
+    fuzz(attack_with_bytes, MANY_BYTES, 4, caplog)
 
 
 def test_any_calls(caplog):
-    fuzz_calls(caplog)
+    fuzz(attack_with_calls, MANY_CALLS, 4, caplog)
 
 
 @pytest.mark.soak
 def test_any_frames_for_long(caplog):
-    settings(max_examples=1500)(fuzz_frames)(caplog)
+    fuzz(attack_with_bytes, MANY_BYTES, 500, caplog)
 
 
 @pytest.mark.soak
 def test_any_calls_for_long(caplog):
-    settings(max_examples=1500)(fuzz_calls)(caplog)
+    fuzz(attack_with_calls, MANY_CALLS, 500, caplog)

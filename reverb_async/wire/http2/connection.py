@@ -39,7 +39,7 @@ MAX_UNSENT_BYTES = 64 << 20
 
 Messages never come near this: their senders wait when the transport is full.
 """
-FRAMES_PER_TURN = 64
+FRAMES_PER_TURN = 32
 """Frames for h2 that one connection has worked off in a turn of the event loop, before others have theirs."""
 
 

@@ -49,7 +49,7 @@ MAX_HELD_BYTES = 64 << 10
 WRITE_BUFFER_BYTES = 1 << 20
 """A transport that holds more than this makes senders wait."""
 
-PLAIN_FRAMES_PER_TURN = 16 * FRAMES_PER_TURN
+PLAIN_FRAMES_PER_TURN = 32 * FRAMES_PER_TURN
 """The same of frames that h2 does not see, which cost a fraction of the time."""
 
 _H2_COST = PLAIN_FRAMES_PER_TURN // FRAMES_PER_TURN

@@ -34,14 +34,15 @@ LOG_EVERY_S = 10.0
 UNIX = "unix"
 """What stands for the address of a peer at a Unix socket."""
 
-_DATA, _HEADERS, _SETTINGS, _CONTINUATION = 0, 1, 4, 9
+_DATA, _HEADERS, _RESET, _SETTINGS, _CONTINUATION = 0, 1, 3, 4, 9
 _END_STREAM = "END_STREAM"
 
-SETTINGS_COST = 20
-"""Settings can change the window of every stream."""
+COSTS = {_SETTINGS: 10.0, _RESET: 0.25}
+"""Of control frames, where it is not 1: settings can change the window of every stream, and a client that leaves gives
+up thousands of calls at once."""
 
-FREE_CREDITS, CREDITS_PER_FRAME = 64, 8
-"""So many WINDOW_UPDATEs in one piece of input cost nothing; of the others, so many count as one control frame."""
+FREE_CREDITS, CREDIT_COST = 64, 1 / 16
+"""So many WINDOW_UPDATEs in one piece of input cost nothing, the others this much."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +66,8 @@ class Guards:
             after so long: its program may be blocked, a training step of 90 s is no reason. Clients of ours resume.
         max_resets: calls that a peer may make and give up before they are answered, or have reset by breaking rules,
             in a burst; `resets_per_second` for long.
-        max_control_frames: PING, SETTINGS, RST_STREAM and such, and empty DATA, in a burst;
-            `control_frames_per_second` for long.
+        max_control_frames: PING, SETTINGS and such, and empty DATA, in a burst; `control_frames_per_second` for long.
+            See `COSTS`.
 
     Raises:
         InvalidArgument: one of them is not positive.
@@ -83,8 +84,8 @@ class Guards:
     silence_timeout: float = 120.0
     max_resets: int = 4000
     resets_per_second: float = 200.0
-    max_control_frames: int = 20_000
-    control_frames_per_second: float = 5000.0
+    max_control_frames: int = 5000
+    control_frames_per_second: float = 500.0
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
@@ -211,12 +212,12 @@ class FrameGuard:
             return
         if kind == _DATA and (frame.body_len or _END_STREAM in frame.flags):
             return
-        if not self.control.take(SETTINGS_COST if kind == _SETTINGS else 1):
+        if not self.control.take(COSTS.get(kind, 1.0)):
             self.verdict = "too many control frames"
 
     def saw_credits(self, count: int) -> None:
         """Count the WINDOW_UPDATEs in one piece of input."""
-        if count > FREE_CREDITS and not self.control.take(count / CREDITS_PER_FRAME):
+        if count > FREE_CREDITS and not self.control.take(count * CREDIT_COST):
             self.verdict = "too many control frames"
 
     def saw_reset(self) -> None:
