@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
+from h2.events import ResponseReceived, TrailersReceived
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import Frame, GoAwayFrame, RstStreamFrame
 from wire_rig import HEADERS, parse
@@ -26,6 +27,7 @@ class RawPeer:
 
     Attributes:
         frames: what the server has sent, as far as it was read.
+        answers: headers and trailers that were read, by stream.
         ended: whether the server has ended the connection.
     """
 
@@ -33,6 +35,7 @@ class RawPeer:
         self.sock = sock
         self.h2 = H2Connection(H2Configuration(client_side=True, header_encoding="latin-1", **UNCHECKED))
         self.frames: list[Frame] = []
+        self.answers: dict[int, dict[str, str]] = {}
         self.ended = False
         self._unparsed = b""
         self._greeted = False
@@ -82,7 +85,9 @@ class RawPeer:
         new = list(parse(self._unparsed[:whole]))
         if self._greeted:
             with contextlib.suppress(Exception):  # it may have been told lies about the state of things
-                self.h2.receive_data(self._unparsed[:whole])
+                for event in self.h2.receive_data(self._unparsed[:whole]):
+                    if isinstance(event, ResponseReceived | TrailersReceived):
+                        self.answers.setdefault(event.stream_id, {}).update(event.headers)
             await self.flush()
         self._unparsed = self._unparsed[whole:]
         self.frames += new
