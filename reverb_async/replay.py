@@ -5,21 +5,28 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from reverb_async.core.cut.plain import layout_from_plain
+from reverb_async.core.cut.table_restore import restore_items
 from reverb_async.core.encoded import DamagedChunks, EncodedItems
 from reverb_async.core.item import Layouts
-from reverb_async.core.storage import Storage
+from reverb_async.core.storage import RowStore, Storage
+from reverb_async.core.storage.restoring import RestoringStore
+from reverb_async.core.table_state import TableState
 from reverb_async.errors import InvalidArgument, TableNotFound
 from reverb_async.protocol.hello import KEYS_PER_BLOCK
+from reverb_async.saving import ReplayCut, ReplayImage
 from reverb_async.sessions import Sessions
 from reverb_async.table import Table
 
 logger = logging.getLogger("reverb_async")
 
 _BLOCKS = 1 << 32
+_SKIPPED_BLOCKS = 1 << 16
+"""Blocks that may have been granted after a checkpoint: their keys may still be in clients' hands."""
 
 
 class Replay:
@@ -50,6 +57,7 @@ class Replay:
         # Random, so that keys which survive a restart in a client's hands do not name other items afterwards.
         self._next_block = secrets.randbelow(_BLOCKS)
         self._num_writers = 0
+        self._cut: ReplayCut | None = None
 
     def table(self, name: str) -> Table:
         """Return a table; raises `TableNotFound`, which lists the names there are."""
@@ -82,6 +90,98 @@ class Replay:
         self._num_writers += change
         for table in self.tables.values():
             table.num_writers = self._num_writers
+
+    def cut(self, *, full: bool) -> ReplayCut:
+        """Return what everything holds now, to be saved in slices: one short step, whatever the tables hold.
+
+        From the first cut on tables and stores note what changes; a cut must be finished before the next one.
+
+        Args:
+            full: tables give all items, not only those that changed since the last committed cut.
+        """
+        assert self._cut is None or self._cut.is_finished, "the last cut is not finished"
+        self.storage.watch()
+        numbers: dict[RowStore, int] = {}
+        for table in self.tables.values():
+            for store in table.state.slots.stores():
+                numbers.setdefault(store, len(numbers))
+        state = {
+            "epoch": self.epoch.hex(),
+            "next_block": self._next_block,
+            "encoded": self.encoded.counters(),
+            **self.sessions.describe(),
+        }
+        tables = {
+            name: table.state.cut(full=full, stores=numbers, definition=table.definition)
+            for name, table in self.tables.items()
+        }
+        self._cut = ReplayCut(state, tables, [store.cut() for store in numbers])
+        return self._cut
+
+    def restore(self, image: ReplayImage, into: Mapping[str, str] | None = None, *, resume: bool = True) -> None:
+        """Fill the tables, to which nothing has happened yet, with what was saved.
+
+        Draws that were not acknowledged are handed back. Where a table's definition differs from the saved one, its
+        own holds: items it has no room for leave as its remover decides, and an order that nobody kept is that of the
+        items' age. Its random draws go on as they would have if its seed is the saved one.
+
+        Args:
+            image: what was saved.
+            into: for each table to be filled, the name of the saved one; by default all that have the same name.
+            resume: the next cut may build on the image.
+
+        Raises:
+            InvalidArgument: the image contradicts itself, or names a table that is not there; nothing was changed.
+            ResourceExhausted: there is no room; nothing was changed.
+        """
+        if into is None:
+            into = {name: name for name in self.tables if name in image.tables}
+        for name, saved in into.items():
+            self.table(name)
+            if saved not in image.tables:
+                raise TableNotFound(saved, image.tables)
+        if resume:
+            self.storage.watch()
+        restoring: list[RestoringStore] = []
+        try:
+            states = self._restored(image, into, restoring)
+        except BaseException:
+            for store in restoring:
+                store.abandon()
+            raise
+        for store in restoring:
+            store.finish()
+        for name, state in states.items():
+            if resume:
+                state.watch(is_saved=into[name] == name)
+            state.settle_restored()
+            self.tables[name].state = state
+        self.encoded.resume(image.state["encoded"])
+        self.sessions.restore(image.state)
+        self._next_block = (int(image.state["next_block"]) + _SKIPPED_BLOCKS) % _BLOCKS
+
+    def _restored(
+        self, image: ReplayImage, into: Mapping[str, str], restoring: list[RestoringStore]
+    ) -> dict[str, TableState]:
+        """Return the states of the tables to be filled, and append the stores they need, with all rows, to a list."""
+        restoring.extend(RestoringStore(self.storage.group(saved.specs), saved.num_rows) for saved in image.stores)
+        stores = [each.store for each in restoring]
+        by_store = dict(zip(stores, restoring, strict=True))
+        states = {}
+        for name, source in into.items():
+            table, saved_table = self.tables[name], image.tables[source]
+            layouts = [
+                None if plain is None else layout_from_plain(plain, stores, self.layouts, self.encoded)
+                for plain in saved_table.state["layouts"]
+            ]
+            states[name] = table.new_state()
+            same_seed = saved_table.state["definition"]["seed"] == table.definition["seed"]
+            restore_items(states[name], saved_table, layouts, by_store, same_generator=same_seed)
+        for saved, store in zip(image.stores, restoring, strict=True):
+            for block in saved.rows():
+                store.fill(block.rows, block.columns, block.segment)
+            store.check()
+        return states
 
     def open(self) -> None:
         """Admit calls to all tables, or, if one of them belongs to another server (`InvalidArgument`), to none."""

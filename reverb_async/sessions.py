@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from reverb_async.errors import InvalidArgument
 from reverb_async.protocol.inserting import Refusal
@@ -71,6 +72,10 @@ class Session:
         self.refusals = [*self.refusals[1 - _MAX_REFUSALS :], refusal]
         self.settle(refusal.seq, refusal.count)
 
+    def snapshot(self) -> tuple[Session, int, list[tuple[int, int]], list[Refusal]]:
+        """Return what is settled now, quickly: a server has many sessions."""
+        return self, self.applied_through, self.beyond() if self._beyond else [], self.refusals
+
     def beyond(self) -> list[tuple[int, int]]:
         """Return settled ranges (seq, count) that do not follow `applied_through`."""
         return [(start, stop - start) for start, stop in self._beyond.items()]
@@ -116,6 +121,34 @@ class Sessions:
             self._sort(session)
         self._forget()
         return session
+
+    def describe(self) -> dict[str, object]:
+        """Return what every session has settled, for `restore`, as values MessagePack and JSON know."""
+        return {
+            "num_sessions": self._number,
+            "sessions": [
+                [
+                    session.identity.hex(),
+                    session.number,
+                    applied_through,
+                    [list(span) for span in beyond],
+                    [[refusal.seq, refusal.count, refusal.error] for refusal in refusals],
+                ]
+                for session, applied_through, beyond, refusals in [each.snapshot() for each in self._sessions.values()]
+            ],
+        }
+
+    def restore(self, described: Mapping[str, Any]) -> None:
+        """Remember the sessions of an earlier server, which none of ours may have had; they begin to age now."""
+        self._number = int(described["num_sessions"])
+        for identity, number, applied_through, beyond, refusals in described["sessions"]:
+            session = Session(bytes.fromhex(identity), int(number))
+            session.applied_through = int(applied_through)
+            session.refusals = [Refusal(*refusal) for refusal in refusals]
+            for start, count in beyond:
+                session.settle(int(start), int(count))
+            self._sessions[session.identity] = session
+            self.detach(session)
 
     def detach(self, session: Session) -> None:
         """Note that the session's stream has ended."""

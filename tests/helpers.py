@@ -28,8 +28,8 @@ ITEM_BYTES = 8
 class Items:
     """Makes items of one row, which holds the item's key; and knows what they hold in the store."""
 
-    def __init__(self) -> None:
-        self.storage = Storage(reserve_bytes=1 << 26)
+    def __init__(self, storage: Storage | None = None) -> None:
+        self.storage = storage or Storage(reserve_bytes=1 << 26)
         self.store = self.storage.group((ArraySpec((), np.int64),))
         self.layout = ItemLayout(flatten({"key": 0})[1], (self.store,), (Leaf(0, 0, True),))
         self._cursor = RowCursor(self.store)

@@ -237,7 +237,7 @@ async def test_samples_taken_let_waiting_inserts_in_while_the_batch_is_incomplet
 
 
 async def test_room_for_items_in_flight_ends_and_comes_back(items: Items, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reverb_async.core.table_state._SPARE_SLOTS", 4)
+    monkeypatch.setattr("reverb_async.core.table_items._SPARE_SLOTS", 4)
     table = Table("t", max_size=3, sampler=selectors.Fifo(), max_times_sampled=1)
     draws = []
     for key in range(10):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from reverb_async.core.cut.slot_watch import SlotWatch
 from reverb_async.core.item import ItemBlock, ItemLayout
 from reverb_async.core.runs import Rows, Runs, as_run
 from reverb_async.core.storage import RowStore
+from reverb_async.errors import InvalidArgument
 
 FREE, LIVE, OUT, GONE = 0, 1, 2, 3
 """A slot is free, holds an item of the table, holds one that was sampled out and may still be handed back, or one that
@@ -61,15 +64,17 @@ class Slots:
     Attributes:
         records: `RECORD` ``[capacity]``; its fields are attributes too: views of it, to be indexed, not to `take` from,
             which would copy them whole.
+        words: the same memory, uint64 ``[capacity, 8]``.
         version: how many items have left each slot: tells an item from its predecessors, which may have had its key.
         unsettled: draws neither acknowledged nor handed back; counted only where sampling removes items.
         episode_spans: last episode of the items that cross an episode's end.
         high_water: no slot at or above this one was ever used.
+        watch: is told before anything of a slot changes, if checkpoints are made.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.records, self._words = _aligned_records(capacity)
+        self.records, self.words = _aligned_records(capacity)
         self.key: NDArray[np.uint64] = self.records["key"]
         self.priority: NDArray[np.float64] = self.records["priority"]
         self.inserted_at: NDArray[np.float64] = self.records["inserted_at"]
@@ -89,6 +94,7 @@ class Slots:
         self._num_returned = 0
         self._read: tuple[Rows, NDArray[np.void]] | None = None
         self.high_water = 0
+        self.watch: SlotWatch | None = None
 
     @property
     def num_free(self) -> int:
@@ -111,6 +117,8 @@ class Slots:
         n = len(block)
         self._read = None
         slots = self._take(n)
+        if self.watch is not None:
+            self.watch.touch(slots)
         layout = self._intern(block.layout, n)
         if n == 1:
             self._put_one(int(slots[0]), block, float(priorities[0]), now, layout)
@@ -118,7 +126,7 @@ class Slots:
             run = as_run(slots)
             at = run or slots
             self.state[at] = LIVE
-            words = self._words[at]  # a view of a run, else a copy, to be written back
+            words = self.words[at]  # a view of a run, else a copy, to be written back
             record = words.view(RECORD).reshape(-1)
             record["key"] = block.keys
             record["priority"] = priorities
@@ -131,7 +139,7 @@ class Slots:
                 record["first"] = block.views[0].first
                 record["length"] = block.views[0].length
             if run is None:
-                self._words[slots] = words
+                self.words[slots] = words
             for number, runs in enumerate(block.views[1:], 1):
                 view = self._view(number)
                 view.first[at] = runs.first
@@ -159,6 +167,11 @@ class Slots:
             view.first[slot] = runs.first.item(0)
             view.length[slot] = runs.length.item(0)
 
+    @property
+    def num_views(self) -> int:
+        """How many views items have had at most."""
+        return len(self._views)
+
     def _view(self, number: int) -> _View:
         while number >= len(self._views):
             self._views.append(_View(np.zeros(self.capacity, np.int64), np.zeros(self.capacity, np.int32)))
@@ -168,6 +181,8 @@ class Slots:
         """Drop the items' references and make their slots available; `slots` are unique."""
         n = len(slots)
         self._read = None
+        if self.watch is not None:
+            self.watch.touch(slots)
         if self.episode_spans:
             for slot in slots.tolist():
                 self.episode_spans.pop(slot, None)
@@ -220,6 +235,57 @@ class Slots:
                 records = self.records.take(slots)
             return Runs(records["first"].copy(), records["length"].astype(np.int64), pieces)
         return Runs(kept.first[slots], kept.length[slots].astype(np.int64), pieces)
+
+    def view(self, number: int, slots: Rows) -> tuple[Rows, NDArray[np.int32]]:
+        """Return first row and number of rows of one view for `slots`, ``[n]`` each; see `pieces`."""
+        view = self._views[number]
+        return view.first[slots], view.length[slots]
+
+    def stores(self) -> set[RowStore]:
+        """Return the stores that items refer to."""
+        return {store for layout in self.layouts if layout is not None for store in layout.stores}
+
+    def set_view(self, number: int, slots: Rows, first: Rows, length: Rows) -> None:
+        """Set what `view` returns."""
+        view = self._view(number)
+        view.first[slots], view.length[slots] = first, length
+
+    def forget_more(self, slots: Rows) -> None:
+        """Forget the runs and last episodes of the few slots that have them."""
+        some: list[dict[int, Any]] = [self.episode_spans, *(view.pieces for view in self._views)]
+        for few in some:
+            if few:
+                for slot in slots.tolist():
+                    few.pop(slot, None)
+
+    def adopt(self, layouts: Sequence[ItemLayout | None], high_water: int) -> None:
+        """Begin to use slots below `high_water` whose records and states were written, with layouts as they name them.
+
+        Raises:
+            InvalidArgument: an item names a layout that there is not, or has other views than its layout.
+        """
+        state = self.state[:high_water]
+        used = np.flatnonzero(state)
+        ids = self.layout[used]
+        if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= len(layouts)):
+            raise InvalidArgument(f"items of layouts {int(ids.min())} to {int(ids.max())}, {len(layouts)} there are")
+        counts = np.bincount(ids, minlength=len(layouts)).tolist()
+        for layout, count in zip(layouts, counts, strict=True):
+            if count and (layout is None or len(layout.stores) > max(1, len(self._views))):
+                raise InvalidArgument("items without a layout, or with fewer views than it has")
+        self.layouts = [layout if count else None for layout, count in zip(layouts, counts, strict=True)]
+        self._layout_items = counts
+        self._layout_ids = {layout: at for at, layout in enumerate(self.layouts) if layout is not None}
+        if len(self._layout_ids) + self.layouts.count(None) != len(self.layouts):
+            raise InvalidArgument("two layouts are the same")
+        free = np.flatnonzero(state == FREE)[::-1]  # the lowest is taken first
+        self._returned[: len(free)] = free
+        self._num_returned = len(free)
+        self.high_water = high_water
+
+    def pieces(self, view: int) -> dict[int, Rows]:
+        """Return the runs of those slots of which a view is several, by slot."""
+        return self._views[view].pieces
 
     def by_layout(self, slots: Rows) -> list[tuple[int, NDArray[np.intp] | None]]:
         """Split `slots`, which hold items, by layout: pairs of layout id and positions; None means all of them."""

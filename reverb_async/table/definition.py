@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from reverb_async.core import rate_limiters, selectors
+from reverb_async.core.spec import Signature
 from reverb_async.errors import InvalidArgument
 
 MAX_SIZE = 2**29
@@ -41,6 +44,42 @@ def check_definition(config: dict[str, Any]) -> None:
             f"table {name!r}: min_size_to_sample={limiter.min_size_to_sample} can never be reached with "
             f"max_size={config['max_size']}"
         )
+
+
+def definition_to_plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a definition as values MessagePack and JSON know; infinite bounds of a rate limiter as text."""
+    limiter, signature = config["rate_limiter"], Signature.of(config["signature"])
+    bounds = [str(bound) if math.isinf(bound) else bound for bound in (limiter.min_diff, limiter.max_diff)]
+    return {
+        "name": config["name"],
+        "max_size": int(config["max_size"]),
+        "sampler": config["sampler"].options(),
+        "remover": config["remover"].options(),
+        "rate_limiter": [limiter.samples_per_insert, limiter.min_size_to_sample, *bounds],
+        "max_times_sampled": int(config["max_times_sampled"]),
+        "max_bytes": None if config["max_bytes"] is None else int(config["max_bytes"]),
+        "signature": None if signature is None else signature.to_wire(),
+        "seed": None if config["seed"] is None else int(config["seed"]),
+    }
+
+
+def definition_from_plain(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `Table` that `definition_to_plain` wrote down.
+
+    Raises:
+        InvalidArgument: there are others, or some are missing.
+    """
+    try:
+        config = dict(plain)
+        config["sampler"] = selectors.from_options(config["sampler"])
+        config["remover"] = selectors.from_options(config["remover"])
+        config["rate_limiter"] = rate_limiters.RateLimiter(*config["rate_limiter"])
+        if config["signature"] is not None:
+            config["signature"] = Signature.from_wire(config["signature"])
+        check_definition(config)
+    except (KeyError, TypeError) as error:
+        raise InvalidArgument(f"no definition of a table: {error!r}") from error
+    return config
 
 
 def check_size(name: str, max_size: object) -> None:

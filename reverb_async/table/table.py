@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,7 +22,7 @@ from reverb_async.core.spec import Signature
 from reverb_async.core.table_state import TableState
 from reverb_async.errors import InvalidArgument, RateLimiterTimeout, SignatureMismatch, TableClosed
 from reverb_async.metrics import RateMeter
-from reverb_async.table.definition import check_definition, check_size
+from reverb_async.table.definition import check_definition, check_size, definition_from_plain, definition_to_plain
 from reverb_async.table.insert_queue import InsertQueue
 from reverb_async.table.sample_request import SampleRequest
 from reverb_async.waiting import Deadline, Gate, reported
@@ -82,15 +82,7 @@ class Table:
         self._signature = Signature.of(signature)
         self._fitting: WeakKeyDictionary[ItemLayout, list[tuple[int, int, int | None]]] = WeakKeyDictionary()
         try:
-            self.state = TableState(
-                max_size=int(max_size),
-                sampler=self._config["sampler"],
-                remover=self._config["remover"],
-                rate_limiter=self._config["rate_limiter"],
-                max_times_sampled=int(max_times_sampled),
-                max_bytes=max_bytes,
-                rng=np.random.default_rng(seed),
-            )
+            self.state = self.new_state()
         except MemoryError:
             raise InvalidArgument(
                 f"table {name!r}: max_size={max_size} needs more address space than this machine gives: "
@@ -143,6 +135,34 @@ class Table:
             max_bytes=max_bytes,
             signature=signature,
         )
+
+    def new_state(self) -> TableState:
+        """Return an empty state for a table of this definition."""
+        config = self._config
+        return TableState(
+            max_size=int(config["max_size"]),
+            sampler=config["sampler"],
+            remover=config["remover"],
+            rate_limiter=config["rate_limiter"],
+            max_times_sampled=int(config["max_times_sampled"]),
+            max_bytes=config["max_bytes"],
+            rng=np.random.default_rng(config["seed"]),
+        )
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """The arguments the table was made with, as values MessagePack and JSON know."""
+        return definition_to_plain(self._config)
+
+    @classmethod
+    def from_definition(cls, definition: Mapping[str, Any]) -> Table:
+        """Return a table of a definition that `definition` gave.
+
+        Raises:
+            InvalidArgument: it is none.
+        """
+        config = definition_from_plain(definition)
+        return cls(config.pop("name"), **config)
 
     def replace(self, **overrides: Any) -> Table:
         """Return a new, empty table with this one's definition, some of it replaced."""

@@ -63,7 +63,7 @@ def test_together_is_as_one_by_one(
     assert together.slots.priority[live].tolist() == singly.slots.priority[live].tolist()
     if len(live):
         assert together.draw(20).keys.tolist() == singly.draw(20).keys.tolist()
-        assert together._remover.first(50).tolist() == singly._remover.first(50).tolist()
+        assert together.remover.first(50).tolist() == singly.remover.first(50).tolist()
         # The highest priority so far, which later calls may have lowered again, is what an item without one gets.
         for state in (together, singly):
             state.insert(items.block([100], [np.nan]), 0.0)

@@ -90,7 +90,7 @@ class Rig:
         state = self.replay.table(table).state
         if not state.size:
             return []
-        slots = state._remover.first(state.size)
+        slots = state.remover.first(state.size)
         rows = state.slots.runs(0, slots).rows()
         columns = [self.store.gather(column, rows) for column in range(len(SPECS))]
         return list(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from weakref import WeakValueDictionary
@@ -75,6 +75,14 @@ class EncodedItems:
     @decode.setter
     def decode(self, decode: Decode) -> None:
         self.tensors.decode = decode
+
+    def counters(self) -> dict[str, int]:
+        """Return what `resume` needs."""
+        return {"next_ordinal": self._next_ordinal, "damaged": self.damaged}
+
+    def resume(self, counters: Mapping[str, int]) -> None:
+        """Go on numbering chunks where the one did that gave `counters`."""
+        self._next_ordinal, self.damaged = int(counters["next_ordinal"]), int(counters["damaged"])
 
     def add_chunks(self, chunks: Sequence[bytes | memoryview], keys: NDArray[np.uint64]) -> Rows:
         """Store chunks; return their rows, with a pin each, to be given to `drop`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -85,6 +86,27 @@ class SelectorState(Protocol):
             InvalidArgument: a slot is present already.
         """
 
+    def peek(self, slots: Slots) -> Places:
+        """Return what decides, besides priorities, when and how likely slots are picked, for `rebuild`; int64 ``[n]``.
+
+        That is their place, and their position where random draws depend on one. Without meaning for absent slots.
+        """
+
+    def counters(self) -> dict[str, int]:
+        """Return what else `rebuild` needs."""
+
+    def rebuild(self, slots: Slots, priorities: Priorities, places: Places, counters: Mapping[str, int]) -> None:
+        """Fill an empty state so that it will pick as the one did that `peek` and `counters` were asked of.
+
+        Without counters `places` only give an order.
+
+        Raises:
+            InvalidArgument: places that no such state has.
+        """
+
+    def watch(self, moving: Callable[[Slots], object]) -> None:
+        """Have `moving` called with slots that are about to change their place though nobody named them."""
+
 
 def refuse_present(slots: Slots, present: NDArray[np.bool_]) -> InvalidArgument:
     """Return the error for slots that are present but must not be."""
@@ -104,6 +126,19 @@ def refuse_empty() -> InvalidArgument:
 def refuse_order(name: str) -> InvalidArgument:
     """Return the error for asking a random selector for its order."""
     return InvalidArgument(f"{name} draws at random: no slot comes first")
+
+
+def in_order_of(places: Places) -> NDArray[np.intp]:
+    """Return the positions of `places` in ascending order.
+
+    Raises:
+        InvalidArgument: two are equal.
+    """
+    order = places.argsort(kind="stable")
+    ordered = places[order]
+    if np.count_nonzero(ordered[1:] == ordered[:-1]):
+        raise InvalidArgument("two slots have the same place")
+    return order
 
 
 def check_finite(priorities: Priorities) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import ClassVar, TypeAlias
@@ -16,10 +16,12 @@ from reverb_async.core.selectors.base import (
     Slots,
     check_capacity,
     check_finite,
+    in_order_of,
     refuse_absent,
     refuse_empty,
     refuse_present,
 )
+from reverb_async.errors import InvalidArgument
 
 _Entry: TypeAlias = tuple[float, int, int]  # rank (lowest first), stamp, slot
 _Heap: TypeAlias = list[_Entry]
@@ -146,6 +148,30 @@ class HeapState:
             self._next_stamp = max(self._next_stamp, int(places.max()) + 1)
         self._push(slots, priorities, places)
         self._size += len(slots)
+
+    def peek(self, slots: Slots) -> Places:
+        """Return the stamp of each slot, 0 for absent ones; see `SelectorState`."""
+        return self._stamps.take(slots)
+
+    def counters(self) -> dict[str, int]:
+        """Return the next stamp; see `SelectorState`."""
+        return {"next": self._next_stamp}
+
+    def rebuild(self, slots: Slots, priorities: Priorities, places: Places, counters: Mapping[str, int]) -> None:
+        """Give slots the stamps they had; see `SelectorState`."""
+        order = in_order_of(places)
+        if len(order) and places[order[0]] < 1:
+            raise InvalidArgument(f"stamps begin with 1, a slot has {int(places[order[0]])}")
+        self._stamps[slots] = places
+        ranks = priorities * self._sign
+        order = order[ranks[order].argsort(kind="stable")]
+        ranks, stamps, slots = ranks[order], places[order], slots[order]
+        self._heap = list(zip(ranks.tolist(), stamps.tolist(), slots.tolist(), strict=True))  # sorted, hence a heap
+        self._size = len(slots)
+        self._next_stamp = max(counters.get("next", 1), int(stamps.max(initial=0)) + 1)
+
+    def watch(self, moving: Callable[[Slots], object]) -> None:
+        """Do nothing: only slots that are named change their place; see `SelectorState`."""
 
     def _refuse_present(self, slots: Slots) -> None:
         stamps = self._stamps.take(slots)

@@ -53,6 +53,17 @@ class InsertionLog:
         """Return the insertion numbers of slots, -1 for those not in the log."""
         return self._numbers.take(slots) - 1
 
+    @property
+    def next_number(self) -> int:
+        """The number of the next insertion."""
+        return self._next
+
+    def skip_to(self, number: int) -> None:
+        """Let the next insertion have this number, if it is not lower than it would have."""
+        if number > self._next:
+            self._start_tail(number)
+            self._highest = number
+
     def append(self, slots: NDArray[np.int64]) -> None:
         """Insert slots that are not in the log; the last one becomes the newest."""
         n, done = len(slots), 0

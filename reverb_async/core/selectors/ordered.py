@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,11 +14,13 @@ from reverb_async.core.selectors.base import (
     Probabilities,
     Slots,
     check_finite,
+    in_order_of,
     refuse_absent,
     refuse_empty,
     refuse_present,
 )
 from reverb_async.core.selectors.insertion_log import InsertionLog
+from reverb_async.errors import InvalidArgument
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,3 +116,22 @@ class OrderedState:
         """Add slots as if they had been inserted at `places`; see `SelectorState`."""
         self._refuse_present(slots)
         self._log.put_back(slots, places)
+
+    def peek(self, slots: Slots) -> Places:
+        """Return the number of each slot's insertion, -1 for absent ones; see `SelectorState`."""
+        return self._log.numbers(slots)
+
+    def counters(self) -> dict[str, int]:
+        """Return the next insertion's number; see `SelectorState`."""
+        return {"next": self._log.next_number}
+
+    def rebuild(self, slots: Slots, priorities: Priorities, places: Places, counters: Mapping[str, int]) -> None:
+        """Put slots where they were; see `SelectorState`."""
+        order = in_order_of(places)
+        if len(order) and places[order[0]] < 0:
+            raise InvalidArgument(f"insertions are numbered from 0, one has {int(places[order[0]])}")
+        self._log.put_back(slots[order], places[order])
+        self._log.skip_to(counters.get("next", 0))
+
+    def watch(self, moving: Callable[[Slots], object]) -> None:
+        """Do nothing: only slots that are named change their place; see `SelectorState`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -189,3 +190,25 @@ class PrioritizedState:
     def restore(self, slots: Slots, priorities: Priorities, places: Places) -> None:
         """Add slots; see `SelectorState`."""
         self.insert(slots, priorities)
+
+    def peek(self, slots: Slots) -> Places:
+        """Return the position of each slot of weight zero among those, -1 for others; see `SelectorState`."""
+        return self._zeros.peek(slots)
+
+    def counters(self) -> dict[str, int]:
+        """Return how the sum tree adds up; see `SelectorState`."""
+        return self._tree.counters()
+
+    def rebuild(self, slots: Slots, priorities: Priorities, places: Places, counters: Mapping[str, int]) -> None:
+        """Give slots their weights, and those of weight zero their order; see `SelectorState`."""
+        self.insert(slots, priorities)
+        self._zeros.clear()
+        is_zero = self._tree.get(slots) == 0.0
+        zero, places = slots[is_zero], places[is_zero]
+        self._zeros.rebuild(zero, priorities[is_zero], places, {})
+        if counters:
+            self._tree.recount(counters)
+
+    def watch(self, moving: Callable[[Slots], object]) -> None:
+        """Have `moving` called with slots of weight zero that will fill holes; see `SelectorState`."""
+        self._zeros.watch(moving)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
+
+from reverb_async.errors import InvalidArgument
 
 _BITS = 3
 _WIDTH = 1 << _BITS
@@ -101,6 +104,24 @@ class SumTree:
         self._running = None
         if self._num_pending > _PENDING:
             self._settle()
+
+    def counters(self) -> dict[str, int]:
+        """Return what decides, besides the weights, how draws round: for `recount`."""
+        highest = max([self._highest, *(int(indices.max()) for indices in self._pending)])
+        return {"highest": highest, "flat": -1 if self._running is None else self._flat, "drawn": self._num_drawn}
+
+    def recount(self, counters: Mapping[str, int]) -> None:
+        """Draw from the same weights as the tree did that gave `counters`."""
+        highest, flat = counters["highest"], counters["flat"]
+        if not 0 <= highest < self._capacity or flat > self._height:
+            raise InvalidArgument(f"a sum tree of {self._capacity} weights has no {dict(counters)!r}")
+        self._grow(highest)
+        if flat >= 0:
+            self._running_sums()
+            while self._flat > flat:
+                self._flat -= 1
+                self._running = self._add_up()
+            self._num_drawn = counters["drawn"]
 
     def _settle(self) -> None:
         """Bring the sums above changed weights up to date."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,6 +17,7 @@ from reverb_async.core.selectors.base import (
     Slots,
     check_capacity,
     check_finite,
+    in_order_of,
     refuse_absent,
     refuse_empty,
     refuse_order,
@@ -50,6 +52,7 @@ class UniformState:
         self._size = 0
         self._slots = np.empty(capacity, np.int32)
         self._positions = np.zeros(capacity, np.int32)  # by slot, plus one: 0 is absent
+        self._moving: Callable[[Slots], object] | None = None
 
     def __len__(self) -> int:
         return self._size
@@ -86,6 +89,8 @@ class UniformState:
         self._positions[at] = 0
         tail = self._slots[end : self._size]
         movers = tail[self._positions.take(tail) > 0]
+        if self._moving is not None:
+            self._moving(movers.astype(np.int64))
         self._slots[holes] = movers
         self._positions[movers] = holes + 1
         self._size = end
@@ -96,6 +101,8 @@ class UniformState:
         if not position:
             raise refuse_absent(slots, self._positions.take(slots) == 0)
         mover = self._slots[self._size - 1]
+        if self._moving is not None:
+            self._moving(self._slots[self._size - 1 : self._size].astype(np.int64))
         self._slots[position - 1] = mover
         self._positions[mover] = position
         self._positions[slot] = 0  # last: the slot may be the mover itself
@@ -141,3 +148,19 @@ class UniformState:
     def restore(self, slots: Slots, priorities: Priorities, places: Places) -> None:
         """Add slots; see `SelectorState`."""
         self.insert(slots, priorities)
+
+    def peek(self, slots: Slots) -> Places:
+        """Return the position of each slot in the array, -1 for absent ones; see `SelectorState`."""
+        return self._positions.take(slots).astype(np.int64) - 1
+
+    def counters(self) -> dict[str, int]:
+        """Return nothing; see `SelectorState`."""
+        return {}
+
+    def rebuild(self, slots: Slots, priorities: Priorities, places: Places, counters: Mapping[str, int]) -> None:
+        """Put slots where they were; see `SelectorState`."""
+        self.insert(slots[in_order_of(places)], priorities)
+
+    def watch(self, moving: Callable[[Slots], object]) -> None:
+        """Have `moving` called with slots that will fill holes; see `SelectorState`."""
+        self._moving = moving

@@ -5,10 +5,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 
+from reverb_async.core.cut.store_cut import RowWatch
 from reverb_async.core.spec import ArraySpec
 from reverb_async.core.storage.backing import Backing, PlatformBacking
 from reverb_async.core.storage.blob_store import BlobStore
-from reverb_async.core.storage.row_store import RowCursor, RowStore, StoreUsage
+from reverb_async.core.storage.row_cursor import RowCursor
+from reverb_async.core.storage.row_store import RowStore
+from reverb_async.core.storage.usage import StoreUsage
 from reverb_async.errors import ResourceExhausted
 
 __all__ = ["BlobStore", "RowCursor", "RowStore", "Storage", "StoreUsage"]
@@ -32,6 +35,14 @@ class Storage:
         self._backing = backing
         self._groups: weakref.WeakValueDictionary[tuple[ArraySpec, ...], RowStore] = weakref.WeakValueDictionary()
         self.blobs = BlobStore(reserve_bytes=reserve_bytes, backing=backing)
+        self._is_watched = False
+
+    def watch(self) -> None:
+        """Note from now on which rows are on disk; see `RowStore.watch`."""
+        self._is_watched = True
+        for store in list(self._groups.values()):
+            if store.watch is None:
+                store.watch = RowWatch(store.capacity)
 
     def group(self, specs: Sequence[ArraySpec]) -> RowStore:
         """Return the store of this kind of column group; the caller keeps it alive.
@@ -48,6 +59,8 @@ class Storage:
                     "put None into the signature's shape where shapes vary from item to item"
                 )
             store = RowStore(kind, self.blobs, reserve_bytes=self._reserve_bytes, backing=self._backing)
+            if self._is_watched:
+                store.watch = RowWatch(store.capacity)
             self._groups[kind] = store
         return store
 

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from reverb_async.core.spec import ArraySpec
 from reverb_async.core.storage.backing import Backing, PlatformBacking, aligned_empty
 from reverb_async.core.storage.holds import Rows
-from reverb_async.core.storage.row_store import Handles, RowCursor, RowStore, StoreUsage
+from reverb_async.core.storage.row_cursor import RowCursor
+from reverb_async.core.storage.row_store import Handles, RowStore
+from reverb_async.core.storage.usage import StoreUsage
 from reverb_async.core.variable import VariableRows
 from reverb_async.errors import InvalidArgument, ResourceExhausted
 

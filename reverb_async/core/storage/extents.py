@@ -60,6 +60,17 @@ class Extents:
         self._used[: self._frontier] = used
         self._touched[: self._frontier] = touched
 
+    def adopt(self, holds: NDArray[np.int64]) -> None:
+        """Let the first rows be in use where `holds` is not zero; int64 ``[n]``. Nothing was claimed before."""
+        self._frontier = -(-len(holds) >> self._shift)
+        whole = np.zeros(self._frontier << self._shift, np.bool_)
+        np.not_equal(holds, 0, out=whole[: len(holds)])
+        used = np.count_nonzero(whole.reshape(-1, self.size), axis=1)
+        self._used[: self._frontier] = used
+        self._touched[: self._frontier] = used > 0
+        self._empty = np.flatnonzero(used == 0).tolist()
+        self.used_rows = int(used.sum())
+
     @property
     def reached_rows(self) -> int:
         """Rows below the highest one ever handed out."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from reverb_async.core.cut.store_cut import RowWatch, StoreCut
 from reverb_async.core.runs import as_run
 from reverb_async.core.spec import ArraySpec
 from reverb_async.core.storage.backing import Backing, PlatformBacking, aligned_empty
 from reverb_async.core.storage.columns import Column, Columns
 from reverb_async.core.storage.extents import Extents
-from reverb_async.core.storage.holds import Holds, Rows
+from reverb_async.core.storage.holds import REFERENCES, Holds, Rows
+from reverb_async.core.storage.usage import StoreUsage
 from reverb_async.core.variable import VariableRows
 
 Handles = NDArray[np.uint64]
@@ -47,37 +48,6 @@ class Blobs(Protocol):
         """Return the bytes of each."""
 
 
-@dataclass(frozen=True, slots=True)
-class StoreUsage:
-    """How a store's rows and memory are used. Live, staged and free rows add up to the rows there is room for.
-
-    Attributes:
-        live_rows: rows items refer to.
-        staged_rows: rows only pins hold: written or about to be, not yet part of an item, or no longer.
-        pinned_rows: rows with a pin, staged ones included.
-        free_rows: the others; they cost address space, not memory.
-        used_bytes: of live and staged rows.
-        resident_bytes: of all pages in memory, counters included.
-    """
-
-    live_rows: int = 0
-    staged_rows: int = 0
-    pinned_rows: int = 0
-    free_rows: int = 0
-    used_bytes: int = 0
-    resident_bytes: int = 0
-
-    def __add__(self, other: StoreUsage) -> StoreUsage:
-        return StoreUsage(
-            self.live_rows + other.live_rows,
-            self.staged_rows + other.staged_rows,
-            self.pinned_rows + other.pinned_rows,
-            self.free_rows + other.free_rows,
-            self.used_bytes + other.used_bytes,
-            self.resident_bytes + other.resident_bytes,
-        )
-
-
 class RowStore:
     """A column group: one array per column, one row per step, references and pins per row.
 
@@ -101,6 +71,7 @@ class RowStore:
         columns: ``[capacity, *row_shape]`` each; for variable columns uint64 handles ``[capacity]``, 0 for no value.
             Not to be kept: where memory is not sparse they are replaced as the store grows.
         reserved_rows: rows that cursors keep for their next calls.
+        watch: knows which rows are on disk, if checkpoints are made.
     """
 
     def __init__(
@@ -125,11 +96,17 @@ class RowStore:
         self.is_variable = bool(self._variable)
         self.columns = memory.arrays
         self.reserved_rows = 0
+        self.watch: RowWatch | None = None
 
     @property
     def capacity(self) -> int:
         """Rows there is room for now; only private memory grows."""
         return self._memory.capacity
+
+    @property
+    def reached_rows(self) -> int:
+        """No row at or above this one was ever in use."""
+        return self._extents.reached_rows
 
     @property
     def backing(self) -> Backing:
@@ -153,13 +130,20 @@ class RowStore:
         """Take `n` > 0 free rows, or `n` and the rest of their extent, each with a pin."""
         needed = self._extents.used_rows + n
         if needed > self._memory.capacity:
-            self._memory.grow(needed, self._extents.reached_rows)
-            self._extents.grow(self._memory.capacity)
-            self._holds.counts = self._memory.counts
-            self.columns = self._memory.arrays
+            self._grow(needed)
         rows = self._extents.claim(n, self._holds.counts, whole=whole)
         self._holds.stage(rows)
+        if self.watch is not None and self.watch.cut is not None:
+            self.watch.cut.note_claimed(rows)
         return rows
+
+    def _grow(self, needed: int) -> None:
+        self._memory.grow(needed, self._extents.reached_rows)
+        self._extents.grow(self._memory.capacity)
+        self._holds.counts = self._memory.counts
+        self.columns = self._memory.arrays
+        if self.watch is not None:
+            self.watch.grow(self._memory.capacity)
 
     def write(self, column: int, rows: Rows, values: NDArray[np.generic] | VariableRows) -> None:
         """Fill one column of rows the caller leased; `values` are ``[len(rows), *row_shape]`` of the column's dtype.
@@ -204,6 +188,8 @@ class RowStore:
 
     def release(self, rows: Rows) -> None:
         """Take a reference from each of `rows`; those without any hold left are free."""
+        if self.watch is not None and self.watch.cut is not None:
+            self.watch.cut.keep(rows)
         freed = self._holds.release(rows)
         if freed is not None:
             self._free(freed)
@@ -218,7 +204,13 @@ class RowStore:
         if freed is not None:
             self._free(freed)
 
+    def is_referenced(self, rows: slice) -> NDArray[np.bool_]:
+        """Return which of `rows` items refer to."""
+        return (self._holds.counts[rows] & REFERENCES) > 0
+
     def _free(self, rows: slice | Rows) -> None:
+        if self.watch is not None:
+            self.watch.segments[rows] = 0
         for column in self._variable:
             self._drop_blobs(column, rows)
         extents = self._extents
@@ -240,6 +232,30 @@ class RowStore:
             assert self._blobs is not None
             self.columns[column][rows] = 0
             self._blobs.release(held)
+
+    def cut(self) -> StoreCut:
+        """Return which rows items refer to now, to be read in slices; the last cut must be finished."""
+        assert self.watch is not None, "Storage.watch() was not called"
+        return StoreCut(self, self.watch)
+
+    def make_room_for(self, num_rows: int) -> None:
+        """Let an empty store have room for the rows below `num_rows`, which `write` may fill before `adopt`.
+
+        Raises:
+            ResourceExhausted: it can never have.
+        """
+        if num_rows > self._memory.capacity:
+            self._grow(num_rows)
+
+    def adopt(self, references: NDArray[np.int64]) -> None:
+        """Let the first rows have these references, and those without any be free; int64 ``[n]``; for empty stores."""
+        self._holds.counts[: len(references)] = references
+        self._extents.adopt(references)
+
+    def forget(self, rows: Rows) -> None:
+        """Let go of the values of variable size in rows that nobody holds."""
+        for column in self._variable:
+            self._drop_blobs(column, rows)
 
     def trim(self, max_rows: int = _TRIM_ROWS) -> bool:
         """Give memory of free rows back, all but a slack of 1/8 of the rows in use (4 MB at least while any is).
@@ -323,34 +339,3 @@ class RowStore:
             used_bytes=used * self.row_bytes,
             resident_bytes=self.backing.resident_bytes(),
         )
-
-
-class RowCursor:
-    """Leases rows for one stream so that they stay consecutive from call to call."""
-
-    __slots__ = ("_rest", "_store")
-
-    def __init__(self, store: RowStore) -> None:
-        self._store = store
-        self._rest: Rows = np.empty(0, np.int64)
-
-    def take(self, n: int) -> Rows:
-        """Take `n` rows, each with a pin, as `RowStore.lease` does.
-
-        Raises:
-            ResourceExhausted: the store is full; nothing was taken.
-        """
-        rest, kept = self._rest, len(self._rest)
-        if n > kept:
-            more = self._store.claim(n - kept, whole=True)
-            rest = np.concatenate((rest, more)) if kept else more
-            self._store.reserved_rows += len(more)
-        self._rest = rest[n:]
-        self._store.reserved_rows -= n
-        return rest[:n]
-
-    def close(self) -> None:
-        """Give back what was not taken; the cursor can be used again."""
-        rest, self._rest = self._rest, self._rest[:0]
-        self._store.reserved_rows -= len(rest)
-        self._store.unpin(rest)
