@@ -253,6 +253,23 @@ async def test_a_peer_that_reads_nothing_is_dropped_with_what_was_not_sent():
             await service.cancelled.wait()
 
 
+async def test_a_peer_that_reads_nothing_is_dropped_though_little_is_left_for_it():
+    async def say_much(duplex):
+        await duplex.send(Message({}, [np.zeros(4 << 20, np.uint8)]))
+        await asyncio.Event().wait()
+
+    options = guards(send_timeout=0.3)
+    async with serving(Service(Insert=say_much), guards=options) as (server, address):
+        async with raw_peer(address, receive_buffer=4096) as peer:
+            await peer.greet({SettingCodes.INITIAL_WINDOW_SIZE: (1 << 31) - 1})
+            peer.h2.increment_flow_control_window((1 << 31) - 1 - 65535)
+            peer.request()
+            await peer.flush()
+            await until(lambda: server.stats.open == 1)
+            await until(lambda: server.stats.open == 0)
+        assert server.stats.snapshot()["dropped"] == {"reads nothing": 1}
+
+
 async def test_time_in_which_the_server_itself_was_blocked_does_not_count():
     options = guards(keepalive_interval=0.05, silence_timeout=0.4, send_timeout=0.4, first_request_timeout=0.4)
     async with serving(Service(Insert=ignore), guards=options) as (server, address), raw_peer(address) as peer:

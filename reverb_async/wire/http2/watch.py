@@ -115,11 +115,10 @@ class Watch:
 
     def _is_blocked(self, protocol: Protocol) -> bool:
         """Whether the socket has taken nothing for too long although there is something to take."""
-        watched = protocol.watched
-        if protocol.connection.write_ready.is_set():
+        watched, unsent = protocol.watched, protocol.unsent_bytes
+        if not unsent:
             watched.blocked = None
             return False
-        unsent = protocol.unsent_bytes
         since, before = watched.blocked or (self.now, unsent)
         if unsent <= before - MIN_PROGRESS_BYTES:
             since, before = self.now, unsent
