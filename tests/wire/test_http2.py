@@ -138,7 +138,7 @@ async def test_settings_are_what_large_messages_and_many_streams_need():
         await say_hello(channel)
         remote = (await channel.__connect__()).connection._connection.remote_settings
         assert remote[SettingCodes.MAX_FRAME_SIZE] == 1 << 20
-        assert remote[SettingCodes.MAX_CONCURRENT_STREAMS] == 4096
+        assert remote[SettingCodes.MAX_CONCURRENT_STREAMS] == 2048
         assert remote[SettingCodes.INITIAL_WINDOW_SIZE] == (1 << 16) - 1
         channel.close()
 

@@ -77,7 +77,7 @@ class Guards:
     handshake_timeout: float = 10.0
     max_connections: int = 4096
     max_connections_per_peer: int | None = None
-    max_streams: int = 4096
+    max_streams: int = 2048
     send_timeout: float = 60.0
     keepalive_interval: float = 10.0
     dead_after: float = 20.0
