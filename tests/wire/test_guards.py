@@ -12,7 +12,7 @@ import pytest
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import GoAwayFrame, HeadersFrame, SettingsFrame
 from raw_peer import HELLO, INSERT, raw_peer
-from wire_rig import frame, message
+from wire_rig import Rig, frame, message
 from wire_services import Service, channel_to, echo, hello, ignore, say_hello, serving, until
 
 from reverb_async.errors import InvalidArgument
@@ -181,6 +181,36 @@ async def test_calls_that_are_given_up_after_an_answer_are_no_flood():
         await peer.flush()
         await asyncio.sleep(0.05)
         assert server.stats.open == 1
+
+
+@pytest.mark.parametrize("path", ["fast", "stock"])
+async def test_one_turn_of_the_loop_works_off_so_much_and_then_others_have_theirs(path):
+    rig = Rig(path)
+    pings = frame(6, 0, 0, bytes(8)) * 100
+    if path == "stock":
+        rig.protocol.data_received(pings)
+    else:
+        rig.protocol.get_buffer(-1)[: len(pings)] = pings
+        rig.protocol.buffer_updated(len(pings))
+    answered = []
+    for _ in range(6):
+        answered.append((len(rig.transport.written) // 17, rig.transport.paused))
+        await asyncio.sleep(0)
+    assert answered == [(32, True), (64, True), (96, True), (100, False), (100, False), (100, False)]
+
+
+async def test_plain_frames_have_their_turns_too():
+    rig = Rig("fast")
+    stream_id = rig.open()
+    data = frame(0, 0, stream_id, message(b"x")) * 2500
+    rig.protocol.get_buffer(-1)[: len(data)] = data
+    rig.protocol.buffer_updated(len(data))
+    assert rig.transport.paused
+    for _ in range(2):
+        assert rig.transport.paused
+        await asyncio.sleep(0)
+    assert not rig.transport.paused
+    assert len(await rig.read(stream_id)) == 2501
 
 
 async def test_what_waits_for_its_turn_is_all_worked_off():

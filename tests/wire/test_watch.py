@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import subprocess
@@ -23,11 +24,17 @@ from reverb_async.errors import Unavailable
 from reverb_async.protocol.message import Message
 from reverb_async.wire.generated.reverb_async import v1
 from reverb_async.wire.grpc_codec import GrpcCodec
-from reverb_async.wire.http2 import Guards
+from reverb_async.wire.http2 import Guards, watch
 from reverb_async.wire.transport import GrpcTransport
 
 on_both_paths = pytest.mark.usefixtures("data_path")
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell what was acknowledged")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_logged_as_an_error(caplog):
+    yield
+    assert not [record for record in caplog.get_records("call") if record.levelno >= logging.ERROR]
 
 
 def guards(**options):
@@ -194,7 +201,9 @@ async def test_a_stream_that_stalls_does_not_end_its_connection():
 
 
 @on_both_paths
-async def test_a_handler_that_does_not_heed_is_cut_off():
+async def test_a_handler_that_does_not_heed_is_cut_off(monkeypatch):
+    monkeypatch.setattr(watch, "LAST_WORDS_S", 0.1)
+
     async def stubborn(duplex):
         while True:
             try:
