@@ -46,11 +46,12 @@ _PING = b"watching"
 class Watched:
     """What the watch remembers of a connection; all times are the watch's own."""
 
-    __slots__ = ("blocked", "heard_at", "made_at", "pinged_at", "stalled")
+    __slots__ = ("blocked", "heard_at", "made_at", "pinged_at", "stalled", "times_gone")
 
     def __init__(self, now: float) -> None:
         self.made_at = self.heard_at = now
         self.pinged_at = -1.0
+        self.times_gone = 0
         self.blocked: tuple[float, int] | None = None  # since when, and how much was unsent then
         self.stalled: dict[Stream, float] = {}
 
@@ -105,7 +106,9 @@ class Watch:
             return
         self._look_at_streams(protocol)
         silent = now - watched.heard_at
-        if silent >= guards.dead_after and _unacknowledged_s(protocol.socket) >= guards.dead_after:
+        is_gone = silent >= guards.dead_after and _unacknowledged_s(protocol.socket) >= guards.dead_after
+        watched.times_gone = watched.times_gone + 1 if is_gone else 0
+        if watched.times_gone > 1:  # once may be a probe whose answer is under way
             protocol.drop_now("its host is gone")
         elif silent >= guards.silence_timeout and protocol.processor.streams:
             protocol.drop_now("silent")
@@ -158,6 +161,6 @@ def _unacknowledged_s(sock: Any) -> float:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
     except OSError:  # it has just been closed
         return 0.0
-    if len(info) < _TCP_INFO_BYTES or (not info[_RETRANSMITS] and info[_PROBES] < 2):
+    if len(info) < _TCP_INFO_BYTES or not (info[_RETRANSMITS] or info[_PROBES]):
         return 0.0
     return int.from_bytes(info[_LAST_ACK_RECEIVED : _LAST_ACK_RECEIVED + 4], sys.byteorder) / 1000
