@@ -37,7 +37,7 @@ UNIX = "unix"
 _DATA, _HEADERS, _RESET, _SETTINGS, _CONTINUATION = 0, 1, 3, 4, 9
 _END_STREAM = "END_STREAM"
 
-COSTS = {_SETTINGS: 10.0, _RESET: 0.25}
+COSTS: dict[int | None, float] = {_SETTINGS: 10.0, _RESET: 0.25}
 """Of control frames, where it is not 1: settings can change the window of every stream, and a client that leaves gives
 up thousands of calls at once."""
 
