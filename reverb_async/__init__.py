@@ -1,5 +1,7 @@
 """Asyncio-native experience replay: tables, rate limiters and batches for actors and learners that are coroutines."""
 
+from reverb_async.checkpoint import Checkpointer
+from reverb_async.client import events
 from reverb_async.client.client import Client
 from reverb_async.client.sampling.batch import Batch, BatchInfo, Sample, SampleInfo
 from reverb_async.client.sampling.sampler import BatchSampler, Sampler
@@ -38,6 +40,7 @@ __all__ = [
     "BatchInfo",
     "BatchSampler",
     "CheckpointError",
+    "Checkpointer",
     "Client",
     "Closed",
     "DeadlineExceeded",
@@ -63,6 +66,7 @@ __all__ = [
     "TrajectoryColumn",
     "TrajectoryWriter",
     "Unavailable",
+    "events",
     "rate_limiters",
     "selectors",
 ]

@@ -95,7 +95,13 @@ class RateLimiterTimeout(DeadlineExceeded):
 
 
 class Unavailable(ReplayError, ConnectionError):
-    """The server does not answer."""
+    """The server does not answer.
+
+    Attributes:
+        after_silence: it was connected and said nothing for 20 s, not even that it lives.
+    """
+
+    after_silence = False
 
 
 class TableClosed(Unavailable):

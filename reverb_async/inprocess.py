@@ -48,12 +48,20 @@ class InProcessTransport:
     async def checkpoint(self) -> str:
         """Write a checkpoint and return its path."""
         self._check_open()
-        return self._service.checkpoint()
+        return await self._service.checkpoint()
 
-    async def close(self) -> None:
-        """End all streams. Idempotent."""
+    def finish(self) -> None:
+        """Let all streams do what they have been asked for, then end."""
+        self._streams.finish()
+
+    async def wait(self, timeout: float) -> None:
+        """Wait until all streams have ended, for so many seconds at most."""
+        await self._streams.wait(timeout)
+
+    async def close(self, timeout: float | None = None) -> None:
+        """End all streams and wait until they have ended, for `timeout` seconds at most. Idempotent."""
         self._closed = True
-        await self._streams.close()
+        await self._streams.close(timeout)
 
     def _check_open(self) -> None:
         if self._closed or self._service.closing:

@@ -65,6 +65,12 @@ class _Pipe:
         self._ended = True
         self._changed.notify_all()
 
+    def cut_short(self) -> bool:
+        """Let no message follow, unless that was said before; return whether it was not."""
+        is_cut = not self._ended and self._broken is None
+        self.end()
+        return is_cut
+
     def break_off(self, error: ReplayError) -> None:
         """Raise `error` at both ends, once what is queued has been received."""
         if self._broken is None:
@@ -79,6 +85,7 @@ class _End(Duplex):
         self._incoming = incoming
         self._outgoing = outgoing
         self._aborted = aborted
+        self.is_cut_short = False
 
     async def send(self, message: Message) -> None:
         await self._outgoing.put(message)
@@ -96,6 +103,9 @@ class _End(Duplex):
     async def end(self) -> None:
         self._outgoing.end()
 
+    def finish_reading(self) -> None:
+        self.is_cut_short = self._incoming.cut_short()
+
     def abort(self) -> None:
         error = Unavailable("the stream was aborted")
         self._incoming.break_off(error)
@@ -112,7 +122,7 @@ class LocalStreams:
 
     def __init__(self, is_closing: Callable[[], bool]) -> None:
         self._is_closing = is_closing
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], _End] = {}
 
     def __len__(self) -> int:
         """Return how many are open."""
@@ -123,19 +133,19 @@ class LocalStreams:
         upwards, downwards = _Pipe(), _Pipe()
         theirs = _End(upwards, downwards, lambda: None)
         task = asyncio.create_task(self._serve(serve, theirs, upwards, downwards), name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = theirs
+        task.add_done_callback(self._tasks.pop)
         return _End(downwards, upwards, task.cancel)
 
     async def _serve(
-        self, serve: Callable[[Duplex], Awaitable[None]], end: Duplex, upwards: _Pipe, downwards: _Pipe
+        self, serve: Callable[[Duplex], Awaitable[None]], end: _End, upwards: _Pipe, downwards: _Pipe
     ) -> None:
         ending: ReplayError | None = Unavailable("the server ended the stream")
         try:
             await serve(end)
-            ending = None
+            ending = TableClosed("the server is stopping") if end.is_cut_short else None
         except ReplayError as error:
-            ending = error
+            ending = TableClosed("the server is stopping") if end.is_cut_short else error
         except asyncio.CancelledError:
             if self._is_closing():
                 ending = TableClosed("the server is stopping")
@@ -147,9 +157,18 @@ class LocalStreams:
             else:
                 downwards.break_off(ending)
 
-    async def close(self) -> None:
-        """End all streams and wait until they have ended. Idempotent."""
+    def finish(self) -> None:
+        """Let all streams do what they have been asked for, then end with `TableClosed`."""
+        for end in self._tasks.values():
+            end.finish_reading()
+
+    async def wait(self, timeout: float | None) -> None:
+        """Wait until all streams have ended, for so many seconds at most."""
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=timeout)
+
+    async def close(self, timeout: float | None = None) -> None:
+        """End all streams and wait until they have ended, for `timeout` seconds at most. Idempotent."""
         for task in self._tasks:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self.wait(timeout)

@@ -12,6 +12,7 @@ import numpy as np
 from reverb_async.core.cut.plain import layout_from_plain
 from reverb_async.core.cut.table_restore import restore_items
 from reverb_async.core.encoded import DamagedChunks, EncodedItems
+from reverb_async.core.episodes import EpisodeRanges
 from reverb_async.core.item import Layouts
 from reverb_async.core.storage import RowStore, Storage
 from reverb_async.core.storage.restoring import RestoringStore
@@ -19,7 +20,7 @@ from reverb_async.core.table_state import TableState
 from reverb_async.errors import InvalidArgument, TableNotFound
 from reverb_async.protocol.hello import KEYS_PER_BLOCK
 from reverb_async.saving import ReplayCut, ReplayImage
-from reverb_async.sessions import Sessions
+from reverb_async.sessions import Sessions, read_sessions
 from reverb_async.table import Table
 
 logger = logging.getLogger("reverb_async")
@@ -52,6 +53,7 @@ class Replay:
         self.layouts = Layouts()
         self.encoded = EncodedItems(self.storage, lock=threading.Lock())
         self.sessions = Sessions()
+        self.episodes = EpisodeRanges()
         self.epoch = secrets.token_bytes(16)
         """New with every start, so that clients notice a server that came back empty."""
         # Random, so that keys which survive a restart in a client's hands do not name other items afterwards.
@@ -105,17 +107,19 @@ class Replay:
         for table in self.tables.values():
             for store in table.state.slots.stores():
                 numbers.setdefault(store, len(numbers))
-        state = {
+        counters = {
             "epoch": self.epoch.hex(),
             "next_block": self._next_block,
+            "next_episode": self.episodes.next,
             "encoded": self.encoded.counters(),
-            **self.sessions.describe(),
         }
+        sessions = self.sessions.snapshot()
         tables = {
             name: table.state.cut(full=full, stores=numbers, definition=table.definition)
             for name, table in self.tables.items()
         }
-        self._cut = ReplayCut(state, tables, [store.cut() for store in numbers])
+        stores = [store.cut() for store in numbers]
+        self._cut = ReplayCut(lambda: {**counters, "sessions": sessions.describe()}, tables, stores)
         return self._cut
 
     def restore(self, image: ReplayImage, into: Mapping[str, str] | None = None, *, resume: bool = True) -> None:
@@ -144,21 +148,24 @@ class Replay:
             self.storage.watch()
         restoring: list[RestoringStore] = []
         try:
+            counters = {name: int(image.state[name]) for name in ("next_block", "next_episode")}
+            encoded = {name: int(count) for name, count in image.state["encoded"].items()}
+            sessions = read_sessions(image.state["sessions"])
             states = self._restored(image, into, restoring)
-        except BaseException:
+        except BaseException as error:
             for store in restoring:
                 store.abandon()
+            if isinstance(error, KeyError | TypeError | ValueError) and not isinstance(error, InvalidArgument):
+                raise InvalidArgument(f"what was saved is not whole: {error!r}") from error
             raise
         for store in restoring:
             store.finish()
         for name, state in states.items():
-            if resume:
-                state.watch(is_saved=into[name] == name)
-            state.settle_restored()
-            self.tables[name].state = state
-        self.encoded.resume(image.state["encoded"])
-        self.sessions.restore(image.state)
-        self._next_block = (int(image.state["next_block"]) + _SKIPPED_BLOCKS) % _BLOCKS
+            self.tables[name].adopt(state, image.tables[into[name]].state["definition"], resume=resume)
+        self.sessions.adopt(sessions)
+        self.encoded.resume(encoded)
+        self.episodes.next = counters["next_episode"]
+        self._next_block = (counters["next_block"] + _SKIPPED_BLOCKS) % _BLOCKS
 
     def _restored(
         self, image: ReplayImage, into: Mapping[str, str], restoring: list[RestoringStore]
@@ -166,6 +173,8 @@ class Replay:
         """Return the states of the tables to be filled, and append the stores they need, with all rows, to a list."""
         restoring.extend(RestoringStore(self.storage.group(saved.specs), saved.num_rows) for saved in image.stores)
         stores = [each.store for each in restoring]
+        if len(set(stores)) < len(stores):
+            raise InvalidArgument("two of the saved stores are of one kind")
         by_store = dict(zip(stores, restoring, strict=True))
         states = {}
         for name, source in into.items():
@@ -195,7 +204,12 @@ class Replay:
                 table.close()
             raise
 
+    def end_waits(self) -> None:
+        """End every wait, now and from now on; what need not wait goes on until `close`."""
+        for table in self.tables.values():
+            table.end_waits()
+
     def close(self) -> None:
-        """End every wait."""
+        """End every wait and refuse everything."""
         for table in self.tables.values():
             table.close()

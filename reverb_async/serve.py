@@ -18,21 +18,20 @@ from typing import Any, NoReturn
 
 import reverb_async
 from reverb_async.config import Config, load
-from reverb_async.config.load import DEFAULT_PORT
-from reverb_async.errors import InvalidArgument
+from reverb_async.config.flags import CHECKPOINT_KEYS, add_checkpoint_flags, as_number
+from reverb_async.config.load import DEFAULT_GRACE_S, DEFAULT_PORT
+from reverb_async.errors import CheckpointError, InvalidArgument, ReplayError
 from reverb_async.server import Server
 from reverb_async.table import Table
 
 logger = logging.getLogger("reverb_async")
 
-GRACE_S = 1.5
-"""What closing may take after a signal; then the process ends nevertheless."""
-
 _OLD_COLLECTIONS = 50
 """Collections of the middle generation before a full one; Python's default is 10."""
 
 _USAGE_ERROR = 2
-_CANNOT_LISTEN = 1
+_FAILED = 1
+_CANNOT_RESTORE = 3
 
 _TABLES = f"""\
 tables:
@@ -80,8 +79,11 @@ dm-reverb's configuration:
   fifo, no rate_limiter min_size 1, no port (or 0) {DEFAULT_PORT}. --table, --port and the other flags come on
   top; --print-config shows the same as TOML.
 
-exit status: 0 after SIGTERM or Ctrl-C (a second one ends it at once, with 143 or 130),
-{_CANNOT_LISTEN} if it cannot listen, {_USAGE_ERROR} if the configuration is wrong.
+stopping: after SIGTERM or Ctrl-C clients are told (GOAWAY), new calls are refused, whoever waits for a rate
+  limiter gets TableClosed, and what runs has --grace seconds to come to its end. Then a last checkpoint is written.
+
+exit status: 0 after SIGTERM or Ctrl-C (143 or 130 after the second one), {_FAILED} if it cannot listen, or something
+failed at the end, {_USAGE_ERROR} if the configuration is wrong, {_CANNOT_RESTORE} if no checkpoint can be restored.
 """
 
 
@@ -94,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logger.setLevel(args.log_level.upper())  # Ours only: grpclib has a line for every stream that a client drops.
-    keys = ("host", "port", "unix", "insecure", "reverb_compat")
+    keys = ("host", "port", "unix", "insecure", "reverb_compat", "grace", *CHECKPOINT_KEYS)
     flags = {key: getattr(args, key) for key in keys if getattr(args, key) is not None}
     try:
         with warnings.catch_warnings(record=True) as warned:
@@ -113,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(*(table.summary() for table in config.tables), sep="\n")
         return 0
     _allow_many_files()
-    with StopSignals() as stop, rare_full_collections(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with StopSignals() as stop, rare_full_collections(), asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_serve(config, tables, stop))
 
 
@@ -126,19 +128,21 @@ async def _serve(config: Config, tables: Sequence[Table], stop: StopSignals) -> 
         unix_path=where.unix,
         insecure=where.insecure,
         reverb_compat=where.reverb_compat,
+        checkpointer=where.build_checkpointer(),
     )
     try:
         await server.start()
     except InvalidArgument as error:
-        return _fail(_CANNOT_LISTEN, error)
+        return _fail(_FAILED, error)
+    except CheckpointError as error:
+        return _fail(_CANNOT_RESTORE, error)
     print(_ready_line(server), flush=True)
     await stop.wait()
-    logger.info("stopping")
+    logger.info("stopping, within %g s; a second signal ends it at once", where.grace)
     try:
-        async with asyncio.timeout(GRACE_S):
-            await server.close()
-    except TimeoutError:
-        logger.warning("closing took longer than %g s: leaving without having told every client", GRACE_S)
+        await server.close(grace=where.grace)
+    except ReplayError as error:
+        return _fail(_FAILED, error)
     return 0
 
 
@@ -209,7 +213,7 @@ def rare_full_collections() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """Return uvloop's where it is installed, else None: asyncio's own."""
     try:
         import uvloop
@@ -277,6 +281,13 @@ def _make_parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="serve dm-reverb's clients too, on the same port (default yes)",
     )
+    parser.add_argument(
+        "--grace",
+        type=as_number,
+        metavar="SECONDS",
+        help=f"what running calls have after SIGTERM or Ctrl-C (default {DEFAULT_GRACE_S:g})",
+    )
+    add_checkpoint_flags(parser)
     parser.add_argument(
         "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="default info; to stderr"
     )

@@ -30,7 +30,7 @@ class MemoryTable:
 class MemoryStore:
     """A store's image: which rows were live, and the segments they are on."""
 
-    def __init__(self, specs: tuple[ArraySpec, ...], num_rows: int, segments: dict[int, dict[int, list[Any]]]) -> None:
+    def __init__(self, specs: tuple[ArraySpec, ...], num_rows: int, segments: dict[int, dict[Any, list[Any]]]) -> None:
         self.specs = tuple(ArraySpec.from_wire(json.loads(json.dumps(spec.to_wire()))) for spec in specs)
         self.num_rows = num_rows
         self.live: dict[int, int] = {}
@@ -39,7 +39,7 @@ class MemoryStore:
     def rows(self) -> Iterator[RowValues]:
         for segment in sorted(set(self.live.values())):
             rows = [row for row, of in self.live.items() if of == segment]
-            values = [self._segments[segment][row] for row in rows]
+            values = [self._segments[segment][self.specs, row] for row in rows]
             columns = [_joined([row[at] for row in values]) for at in range(len(self.specs))]
             yield RowValues(np.array(rows, np.int64), columns, segment)
 
@@ -99,19 +99,21 @@ class Saving:
 
     def _of_store(self, at: int) -> Iterator[bool]:
         store, saved = self.cut.stores[at], self.stores[at]
-        while (block := store.next_rows(self.block)) is not None:
+        while (block := store.next_rows(8 * self.block)) is not None:
             segments = np.where(block.segments == 0, self.segment, block.segments)
             saved.live.update(zip(block.rows.tolist(), segments.tolist(), strict=True))
             yield True  # the thread has not written yet
-            for part in np.array_split(block.unsaved, 2):
-                self._write(store, part)
-                yield True
+            unsaved = block.unsaved
+            for part in (unsaved[: len(unsaved) // 2], unsaved[len(unsaved) // 2 :]):
+                if len(part):
+                    self._write(store, part)
+                    yield True
 
     def _write(self, store: StoreCut, rows: NDArray[np.int64]) -> None:
         held = self.disk.segments.setdefault(self.segment, {})
         for row in rows.tolist():
             one = np.array([row])
-            held[row] = [
+            held[store.specs, row] = [
                 store.store.gather_variable(at, one) if spec.is_variable else store.store.gather(at, one)
                 for at, spec in enumerate(store.specs)
             ]
@@ -129,13 +131,21 @@ class Saving:
 
 
 class Disk:
-    """Checkpoints of a `Replay`; `image` is the last that was committed."""
+    """Checkpoints of a `Replay`; `image` is the last that was committed.
 
-    def __init__(self, replay: Replay) -> None:
+    Args:
+        replay: whose.
+        base: what it was restored from; nothing changes there.
+    """
+
+    def __init__(self, replay: Replay, base: Disk | None = None) -> None:
         self.replay = replay
-        self.segments: dict[int, dict[int, list[Any]]] = {}
+        self.segments: dict[int, dict[Any, list[Any]]] = {}
         self.image: Image | None = None
         self._segment = 0
+        if base is not None:
+            self.image, self._segment = base.image, base._segment
+            self.segments = {number: dict(held) for number, held in base.segments.items()}
 
     def next_segment(self) -> int:
         self._segment += 1

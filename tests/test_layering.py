@@ -25,6 +25,7 @@ ALLOWED = {
     "sessions": ["errors", "protocol"],
     "saving": ["core"],
     "replay": ["core", "errors", "protocol", "saving", "sessions", "table"],
+    "checkpoint": ["checkpoint", "compat.tensors", "core", "errors", "replay", "saving", "table"],
     "service": ["core", "errors", "protocol", "replay", "service", "sessions", "table", "waiting"],
     "wire": ["client.transport", "core", "errors", "protocol", "wire"],
     "client": ["client", "core", "errors", "protocol", "waiting"],
@@ -32,7 +33,7 @@ ALLOWED = {
         *["compat", "core", "errors", "metrics", "protocol", "replay", "service", "sessions", "table", "waiting"],
         "wire",
     ],
-    "config": ["compat.signatures", "config", "core", "errors", "hosts", "table"],
+    "config": ["checkpoint", "compat.signatures", "config", "core", "errors", "hosts", "table"],
     "local_streams": ["errors", "protocol", "waiting"],
     "inprocess": ["client.transport", "core", "errors", "local_streams", "protocol", "service"],
     "foreign": [
@@ -41,6 +42,7 @@ ALLOWED = {
     ],
     "server": [
         *[
+            "checkpoint",
             "client",
             "compat",
             "core",

@@ -202,15 +202,17 @@ def test_it_runs_on_uvloop_where_that_is_installed(stopped, monkeypatch, hidden,
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_it_ends_even_if_closing_gets_stuck(stopped, monkeypatch, caplog):
-    async def close(self):
-        await ra.Server.close(self)
-        await asyncio.Event().wait()
+def test_what_fails_at_the_end_is_one_clear_line(stopped, monkeypatch, capsys):
+    async def save() -> None:
+        raise ra.CheckpointError("no space left")
 
-    monkeypatch.setattr(stopped, "close", close)
-    monkeypatch.setattr(serve, "GRACE_S", 0.05)
-    assert serve.main(["--port", "0"]) == 0
-    assert "closing took longer than 0.05 s" in caplog.text
+    async def start(self):
+        await Stopped.start(self)
+        self.last_steps.append(save)
+
+    monkeypatch.setattr(serve, "Server", type("Saving", (stopped,), {"start": start}))
+    assert serve.main(["--port", "0"]) == 1
+    assert capsys.readouterr().err == "reverb-async: error: no space left\n"
 
 
 def test_check_prints_a_line_per_table(capsys):
@@ -252,6 +254,7 @@ def test_an_unknown_flag_is_one_clear_line(args, message, capsys):
             ["--port", "70000"],
             '--port: must be an integer from 0 to 65535, got 70000; 0 is any free one, "none" is no TCP',
         ),
+        (["--grace", "long"], '--grace: must be a number, got "long"'),
         (["--port", "http"], '--port: must be an integer from 0 to 65535, got "http"; 0 is'),
         (["--reverb-config", "port: x"], "--reverb-config: line:column 1:7 : 'port: x': Couldn't parse integer: x"),
         (["--host", "0.0.0.0"], '--host: "0.0.0.0" can be reached from other machines'),

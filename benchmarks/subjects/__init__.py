@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from benchmarks.subject import Subject
-from benchmarks.subjects import latency, memory, reverb_clients, sampling, scaling, sustained, sweeps, writing
+from benchmarks.subjects import (
+    checkpoints,
+    latency,
+    memory,
+    recovery,
+    reverb_clients,
+    sampling,
+    scaling,
+    sustained,
+    sweeps,
+    writing,
+)
 
 SUBJECTS: dict[str, Subject] = {
     subject.name: subject
-    for module in (sampling, writing, latency, memory, scaling, sustained, sweeps)
+    for module in (sampling, writing, latency, memory, checkpoints, scaling, sustained, recovery, sweeps)
     for subject in module.SUBJECTS
 }
 """What the command line knows."""

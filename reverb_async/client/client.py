@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import weakref
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Literal
@@ -20,21 +19,21 @@ from reverb_async.client.arguments import (
     check_priorities,
     check_table_name,
 )
-from reverb_async.client.checks import check_timeout
-from reverb_async.client.connector import Connector, time_limit
+from reverb_async.client.checks import check_timeout, positive
+from reverb_async.client.events import Events
+from reverb_async.client.parts import Parts
+from reverb_async.client.retry import time_limit
 from reverb_async.client.sampling.batch import Batch, Sample, make_batch, make_sample
-from reverb_async.client.sampling.batch_stream import HURRIED_LEAVE_S, BatchStream
+from reverb_async.client.sampling.batch_stream import BatchStream
 from reverb_async.client.sampling.collate import Collator, Columns, PadSide, RaggedMode
-from reverb_async.client.sampling.sampler import BatchSampler, Sampler, StreamPool
+from reverb_async.client.sampling.sampler import BatchSampler, Sampler
 from reverb_async.client.shared_memory import SharedMemory, check_shared_memory
 from reverb_async.client.transport import Transport
-from reverb_async.client.updates import Updates, UpdateStream, as_keys, as_updates
-from reverb_async.client.writing.rows import RowInserter
+from reverb_async.client.updates import Updates, as_keys, as_updates
 from reverb_async.client.writing.writer import TrajectoryWriter
 from reverb_async.core.draw import MutateResult
 from reverb_async.core.info import TableInfo
 from reverb_async.errors import Closed
-from reverb_async.protocol.sampling import Subscription
 
 _ATTEMPT_S = 10.0
 """One attempt to connect takes no longer, so that there are several."""
@@ -82,9 +81,9 @@ class Client:
 
     def _set_up(self, transport: Transport | None) -> None:
         self._is_over_transport = transport is not None
-        self._parts: _Parts | None = None
+        self._parts: Parts | None = None
         if transport is not None:  # A server in the same process hands its arrays over: there is nothing to gain.
-            self._parts = _Parts(transport, self._options["connect_timeout"], SharedMemory(False))
+            self._parts = Parts(transport, self._options["connect_timeout"], SharedMemory(False))
         self._closing: asyncio.Task[None] | None = None
         self._is_closed = False
 
@@ -354,9 +353,12 @@ class Client:
             return dict(await connector.describe())
 
     async def checkpoint(self, *, timeout: float | None = None) -> str:
-        """Have the server write a checkpoint; return its path there.
+        """Have the server write a checkpoint of what it holds now, or somewhat later; return its path there.
+
+        Cancelling, or running out of time, leaves the server to finish it.
 
         Raises:
+            ResourceExhausted: the server's disk is full; older checkpoints are as they were.
             CheckpointError: it could not be written, or the server keeps everything in memory.
             DeadlineExceeded: the server did not answer in time.
         """
@@ -364,6 +366,16 @@ class Client:
         connector = self._use().connector
         async with time_limit(timeout, connector, "writing a checkpoint"):
             return await connector.call(connector.transport.checkpoint, "writing a checkpoint")
+
+    def events(self, *, capacity: int = 1000) -> Events:
+        """Return an asynchronous iterator of what happens from now on that no call tells of; see `reverb_async.events`.
+
+        It never holds the client up: what nobody takes is dropped, the oldest first, and counted (`Events.dropped`).
+
+        Args:
+            capacity: events kept.
+        """
+        return self._use().connector.events.listen(positive(capacity, "capacity"))
 
     # -- coming and going ---------------------------------------------------------------------------------------------
 
@@ -403,14 +415,14 @@ class Client:
         if self._is_closed:
             raise Closed(f"the client of {self._address} was closed; make another one")
 
-    def _use(self) -> _Parts:
+    def _use(self) -> Parts:
         self._check_open()
         if self._parts is None:
             patience = self._options["connect_timeout"]
             transport = _connect(
                 self._address, _ATTEMPT_S if patience is None else min(_ATTEMPT_S, patience or _ATTEMPT_S)
             )
-            self._parts = _Parts(transport, patience, SharedMemory(self._options["shared_memory"] == "auto"))
+            self._parts = Parts(transport, patience, SharedMemory(self._options["shared_memory"] == "auto"))
         return self._parts
 
     # -- as a value ---------------------------------------------------------------------------------------------------
@@ -450,30 +462,3 @@ def _connect(address: str, timeout: float) -> Transport:
 
 def _rebuilt(address: str, options: dict[str, Any]) -> Client:
     return Client(address, **options)
-
-
-class _Parts:
-    """What a client consists of once it has been used."""
-
-    def __init__(self, transport: Transport, connect_timeout: float | None, memory: SharedMemory) -> None:
-        self.connector = Connector(transport, connect_timeout, memory)
-        self.rows = RowInserter(self.connector)
-        self.updates = UpdateStream(self.connector)
-        self.pool = StreamPool(self.open_stream)
-        # Streams that are open live by their tasks.
-        self._streams: weakref.WeakSet[BatchStream] = weakref.WeakSet()
-
-    def open_stream(self, wanted: Subscription, *, prefetch: int = 0, limit: int | None = None) -> BatchStream:
-        """Return a stream that opens when it is first used."""
-        stream = BatchStream(self.connector, self.updates, wanted, prefetch=prefetch, limit=limit)
-        self._streams.add(stream)
-        return stream
-
-    async def close(self) -> None:
-        """Close everything, streams first."""
-        try:
-            leaving = [stream.leave(HURRIED_LEAVE_S) for stream in self._streams]
-            await asyncio.gather(*leaving, self.rows.close())
-            await self.updates.close()
-        finally:
-            await self.connector.close()

@@ -12,8 +12,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from reverb_async.client.connector import Connector, time_limit
+from reverb_async.client.connector import Connector
 from reverb_async.client.conversation import Conversation
+from reverb_async.client.retry import time_limit
 from reverb_async.core.draw import MutateResult
 from reverb_async.errors import InvalidArgument, ReplayError, from_map
 from reverb_async.protocol.message import Message

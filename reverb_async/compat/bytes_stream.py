@@ -21,10 +21,18 @@ class BytesStream:
         self._stream = stream
         self._transport = transport_of(stream)
 
+    def ready(self, most: int, nbytes: int) -> list[Data]:
+        """Return the next messages that are here already, at most so many, and none behind so many bytes."""
+        return [as_data(body) for body in self._transport.ready(most, nbytes)]
+
+    def finish_reading(self) -> None:
+        """Have `receive` return None after what has been received, or has begun to be; see `OpenStreams`."""
+        self._transport.finish_reading()
+
     @property
-    def has_message(self) -> bool:
-        """Whether `receive` would return a message at once."""
-        return self._transport.has_message
+    def is_cut_short(self) -> bool:
+        """Whether `finish_reading` ended the client's messages before it did."""
+        return self._transport.is_cut_short
 
     async def receive(self) -> Data | None:
         """Return the next message, None once the client has ended its side.

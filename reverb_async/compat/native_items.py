@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from reverb_async.compat.scanning import varint
 from reverb_async.compat.tensors import encode_tensor
+from reverb_async.core.episodes import NO_EPISODE
 from reverb_async.core.gather import GatherPlan, Piece
 from reverb_async.core.runs import Rows
-from reverb_async.core.slots import NO_EPISODE
 from reverb_async.core.spec import ArraySpec
 from reverb_async.core.variable import VariableRows
 from reverb_async.errors import InvalidArgument

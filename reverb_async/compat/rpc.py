@@ -9,11 +9,12 @@ from grpclib.const import Cardinality, Handler
 from grpclib.server import Stream
 
 from reverb_async.compat.bytes_stream import BytesStream
-from reverb_async.compat.scanning import Data
+from reverb_async.compat.scanning import Data, as_data
 from reverb_async.compat.service import DeepMindService
-from reverb_async.compat.statuses import errors_as_status
-from reverb_async.errors import InvalidArgument
+from reverb_async.compat.statuses import errors_as_status, to_status
+from reverb_async.errors import InvalidArgument, ReplayError
 from reverb_async.replay import Replay
+from reverb_async.wire.http2 import BytesCall
 from reverb_async.wire.open_streams import OpenStreams
 
 SERVICE = "deepmind.reverb.ReverbService"
@@ -32,8 +33,8 @@ Others have little more than a table's name, and are read where they arrive.
 class DeepMindHandlers:
     """DeepMind's service on grpclib."""
 
-    def __init__(self, replay: Replay) -> None:
-        self._service = DeepMindService(replay)
+    def __init__(self, replay: Replay, save: Callable[[], Awaitable[str]] | None = None) -> None:
+        self._service = DeepMindService(replay, save)
         self._streams = OpenStreams()
 
     def __mapping__(self) -> dict[str, Handler]:
@@ -64,20 +65,42 @@ class DeepMindHandlers:
     def _streaming(self, serve: Callable[[BytesStream], Awaitable[None]]) -> Callable[[Stream[Any, Any]], Any]:
         async def handle(stream: Stream[Any, Any]) -> None:
             with errors_as_status():
-                await self._streams.serve(lambda: serve(BytesStream(stream)))
+                incoming = BytesStream(stream)
+                await self._streams.serve(incoming, lambda: serve(incoming))
 
         return handle
 
-    def _unary(self, answer: Callable[[Data], Awaitable[bytes]]) -> Callable[[Stream[Any, Any]], Any]:
-        async def serve(stream: BytesStream) -> None:
-            request = await stream.receive()
+    def _unary(self, make: Callable[[Data], Awaitable[bytes]]) -> BytesCall:
+        async def answered(request: Data | None) -> bytes:
             if request is None:
                 raise InvalidArgument("the call ended without a request")
-            await stream.send([await answer(request)])
+            return await make(request)
 
-        return self._streaming(serve)
+        async def answer(request: Data | None) -> bytes:
+            try:
+                return await self._streams.serve(None, lambda: answered(request))
+            except ReplayError as error:
+                raise to_status(error) from error
 
-    async def close(self) -> None:
+        async def serve(stream: Stream[Any, Any]) -> None:
+            messages = BytesStream(stream)
+            with errors_as_status():
+                request = await self._streams.serve(messages, messages.receive)
+            message = await answer(request)
+            with errors_as_status():
+                await messages.send([message])
+
+        return BytesCall(lambda body: answer(None if body is None else as_data(body)), serve)
+
+    def finish(self) -> None:
+        """Refuse new streams, and let those there are do what they have been asked for, then end."""
+        self._streams.finish()
+
+    async def wait(self, timeout: float) -> None:
+        """Wait until all streams have ended, for so many seconds at most."""
+        await self._streams.wait(timeout)
+
+    async def close(self, timeout: float) -> None:
         """End all streams as cancelled and refuse new ones."""
-        await self._streams.close()
+        await self._streams.close(timeout)
         await self._service.close()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 from grpclib.const import Status
@@ -28,6 +29,7 @@ from reverb_async.compat.wire_format import MutateRequest, read_mutate_request
 from reverb_async.errors import InvalidArgument
 from reverb_async.replay import Replay
 from reverb_async.table import Table
+from reverb_async.wire.generated.deepmind import reverb
 
 MAX_ADOPTED_ITEMS = 65_536
 MAX_ADOPTED_BYTES = 256 << 20
@@ -43,12 +45,13 @@ MAX_STEP_KEYS = 65_536
 class DeepMindService:
     """Serves one `Replay` to DeepMind's clients. Every method raises `ReplayError`s only."""
 
-    def __init__(self, replay: Replay) -> None:
+    def __init__(self, replay: Replay, save: Callable[[], Awaitable[str]] | None = None) -> None:
         self.replay = replay
+        self._save = save
         self.encoded = replay.encoded
         self.encoded.decode = decode_chunk_tensor
         self.recipes = Recipes(ColumnLayouts(self.encoded))
-        self.episodes = EpisodeBook()
+        self.episodes = EpisodeBook(replay.episodes)
         self.native_items = NativeItems()
         # Clients keep signatures until it changes.
         self._tables_state_id = (secrets.randbits(64), secrets.randbits(63) + 1)
@@ -87,6 +90,10 @@ class DeepMindService:
             request = read_mutate_request(body)
         table = self.replay.table(request.table)
         deletes = request.deletes
+        if not len(deletes) and len(request.keys) <= MAX_STEP_KEYS:
+            with suppress(InvalidArgument):  # perhaps those of keys that are not there: looked at below
+                table.mutate(request.keys, request.priorities, deletes)
+                return b""
         keys, priorities = await to_be_set(table, request)
         for start in range(0, len(deletes), MAX_STEP_KEYS):
             table.mutate(keys[:0], priorities[:0], deletes[start : start + MAX_STEP_KEYS])
@@ -109,8 +116,10 @@ class DeepMindService:
         return server_info_bytes(zip(infos, self._signatures, strict=True), self._tables_state_id)
 
     async def checkpoint(self, body: Data) -> bytes:
-        """Refuse: this server keeps everything in memory."""
-        raise CallRefused(Status.INVALID_ARGUMENT, NO_CHECKPOINTER)
+        """Have everything written to disk and answer with the path."""
+        if self._save is None:
+            raise CallRefused(Status.INVALID_ARGUMENT, NO_CHECKPOINTER)
+        return bytes(reverb.CheckpointResponse(checkpoint_path=await self._save()))
 
     async def close(self) -> None:
         """Withdraw what still waits."""

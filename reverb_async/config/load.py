@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reverb_async.checkpoint import Checkpointer
+from reverb_async.checkpoint.loading import OnCorrupt
+from reverb_async.checkpoint.policy import RestorePolicy
 from reverb_async.config.choices import Settings, expand, overlay
+from reverb_async.config.flags import CHECKPOINT_KEYS
 from reverb_async.config.reverb_config import read_reverb_config
 from reverb_async.config.settings import Setting, check_keys, parse_flag, read_text, shown, table_place, to_toml
 from reverb_async.config.tables import TableConfig, read_table
@@ -17,6 +21,7 @@ from reverb_async.hosts import is_loopback
 from reverb_async.table import Table
 
 DEFAULT_PORT = 8000
+DEFAULT_GRACE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +34,12 @@ class ServerConfig:
         unix: path of a Unix socket to listen on as well.
         insecure: whether the host may be another than the loopback.
         reverb_compat: whether dm-reverb's clients are served too.
+        grace: seconds that running calls have to end once the server is told to stop.
+        checkpoint_dir: where checkpoints are kept; None: nowhere.
+        checkpoint_every: seconds between them; None: only when asked for, and at the end.
+        checkpoint_keep: how many are kept.
+        on_corrupt: what to do when the newest is damaged.
+        restore: what to do when the tables are not those of the checkpoint.
     """
 
     host: str = "127.0.0.1"
@@ -36,6 +47,24 @@ class ServerConfig:
     unix: str | None = None
     insecure: bool = False
     reverb_compat: bool = True
+    grace: float = DEFAULT_GRACE_S
+    checkpoint_dir: str | None = None
+    checkpoint_every: float | None = None
+    checkpoint_keep: int = 3
+    on_corrupt: OnCorrupt = "previous"
+    restore: RestorePolicy = "strict"
+
+    def build_checkpointer(self) -> Checkpointer | None:
+        """Make the checkpointer, if there is a directory for it."""
+        if self.checkpoint_dir is None:
+            return None
+        return Checkpointer(
+            self.checkpoint_dir,
+            keep=self.checkpoint_keep,
+            every=self.checkpoint_every,
+            restore=self.restore,
+            on_corrupt=self.on_corrupt,
+        )
 
     def to_toml(self) -> str:
         """Return the ``[server]`` section."""
@@ -44,6 +73,10 @@ class ServerConfig:
         lines.append("# unix: not set" if self.unix is None else f"unix = {to_toml(self.unix)}")
         lines.append(f"insecure = {to_toml(self.insecure)}")
         lines.append(f"reverb_compat = {to_toml(self.reverb_compat)}")
+        lines.append(f"grace = {to_toml(self.grace)}")
+        for key in CHECKPOINT_KEYS[: 1 if self.checkpoint_dir is None else None]:
+            value = getattr(self, key)
+            lines.append(f"# {key}: not set" if value is None else f"{key} = {to_toml(value)}")
         return "\n".join(lines) + "\n"
 
 
@@ -78,7 +111,7 @@ def load(
     Args:
         path: a TOML file.
         table_flags: what ``--table`` was given: changes to tables of the file, or further tables.
-        server_flags: `host`, `port`, `unix`, `insecure`, `reverb_compat` from the command line; they override the file.
+        server_flags: fields of `ServerConfig` from the command line; they come before the file.
         reverb_config: instead of a TOML file, what `read_reverb_config` reads.
 
     Returns:
@@ -156,6 +189,13 @@ def _read_server(settings: Mapping[str, Setting]) -> ServerConfig:
             f"{shown(server.host)} can be reached from other machines, and nothing is encrypted yet: use 127.0.0.1, "
             f"or `insecure = true` (--insecure) if everybody on that network may read and change the tables"
         )
+    if server.checkpoint_dir is None:
+        for key in CHECKPOINT_KEYS[1:]:
+            if key in settings:
+                raise settings[key].refuse(
+                    "it is for servers that keep checkpoints: add a directory as `checkpoint_dir` "
+                    "(--checkpoint-dir PATH)"
+                )
     return server
 
 
@@ -174,4 +214,10 @@ _SERVER_READERS: dict[str, Callable[[Setting], Any]] = {
     "unix": Setting.text,
     "insecure": Setting.boolean,
     "reverb_compat": Setting.boolean,
+    "grace": lambda setting: setting.finite(zero=True),
+    "checkpoint_dir": Setting.text,
+    "checkpoint_every": Setting.finite,
+    "checkpoint_keep": lambda setting: setting.integer(2),
+    "on_corrupt": lambda setting: setting.choice(("previous", "fail")),
+    "restore": lambda setting: setting.choice(("strict", "config", "checkpoint")),
 }

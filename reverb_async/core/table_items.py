@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reverb_async.core.changes import Change, ChangeKind, Listener
+from reverb_async.core.cut.free_slots import FreeSlotsCut
 from reverb_async.core.cut.plain import counts_of
 from reverb_async.core.cut.slot_reader import SlotReader
 from reverb_async.core.cut.slot_watch import SlotWatch
@@ -110,12 +111,9 @@ class TableItems:
 
     def reset(self) -> None:
         """Forget all items and counts in O(1); `dismantle` gives their memory back, a slice at a time."""
-        watch = self.slots.watch
         self._detached.append(self.slots)
         self.generation += 1
         self._start_empty()
-        if watch is not None:
-            self.watch()
         self.limiter.reset()
         self._emit(ChangeKind.RESET, np.zeros(0, np.int64), None)
 
@@ -124,6 +122,8 @@ class TableItems:
         if not self._detached:
             return False
         slots = self._detached[0]
+        if slots.watch is not None and slots.watch.cut is not None:  # which costs ten times as much
+            max_slots = min(max_slots, 8_192)
         stop = min(self._dismantled + max_slots, slots.high_water)
         slots.dismantle(self._dismantled, stop)
         self._dismantled = stop
@@ -155,19 +155,22 @@ class TableItems:
             stores: the number of each store that items of the table may have rows of.
             definition: what is told of the table; ``sampler`` and ``remover`` must be their options.
         """
-        if self.slots.watch is None:
+        if self.slots.watch is None:  # this is the first cut, or the first after a reset
             self.watch()
         watch = self.slots.watch
         assert watch is not None
         reader = SlotReader(self.slots, self.sampler, self.remover, self.sampler_place, self.remover_place)
-        return TableCut(watch, reader, counts_of(self, stores, definition or self._own_definition()), full=full)
+        needs_order = any(isinstance(kind, Prioritized) for kind in (self.sampler_kind, self.remover_kind))
+        free = FreeSlotsCut(self.slots) if needs_order else None
+        describe = counts_of(self, stores, definition or self._own_definition())
+        return TableCut(watch, reader, describe, full=full, free=free)
 
     def _own_definition(self) -> dict[str, object]:
         return {"sampler": self.sampler_kind.options(), "remover": self.remover_kind.options()}
 
     def start_restoring(self, high_water: int) -> None:
         """Make room for slots below `high_water`, which a table with a larger `max_size` may have used."""
-        self._start_empty(high_water + _SPARE_SLOTS)
+        self._start_empty(high_water)
 
     def adopt(self, live: Rows) -> None:
         """Count the items in these slots as the table's."""

@@ -96,13 +96,19 @@ class TableState(TableDraws):
             return len(block)
         return max(0, min(len(block), self.max_size - self.size))
 
-    def settle_restored(self) -> None:
-        """Undo draws that nobody will acknowledge, and let go of what the table's definition has no room for."""
+    def settle_restored(self, *, make_room: bool) -> None:
+        """Undo draws that nobody will acknowledge, and let go of what the table's definition does not admit.
+
+        Args:
+            make_room: evict down to `max_size` and `max_bytes`. A table of the saved definition that holds more does so
+                because items were handed back, and waits for the next insert as ever.
+        """
         self.hand_back_all()
         if self.max_times_sampled >= 1:
             live = self.live_slots()
             self._remove(live[self.slots.times_sampled[live] >= self.max_times_sampled], ChangeKind.SAMPLE_OUT)
-        self._make_room()
+        if make_room:
+            self._make_room()
 
     def _make_room(self) -> None:
         self._evict(self.size - self.max_size)

@@ -71,7 +71,7 @@ class ForeignTransport:
         serve: dict[StreamKind, Callable[[Duplex], Awaitable[None]]] = {
             "insert": self._insert,
             "sample": self._sample,
-            "update": lambda duplex: serve_updates(self._unary, duplex),
+            "update": lambda duplex: serve_updates(self._unary, self._table, duplex),
         }
         return self._streams.open(serve[kind], f"{kind} stream of {self.address}")
 
@@ -86,6 +86,7 @@ class ForeignTransport:
 
     async def reset(self, table: str) -> None:
         """Remove all items of a table."""
+        await self._table(table)
         await self._unary("Reset", bytes(reverb.ResetRequest(table=table)))
 
     async def server_info(self) -> list[TableInfo]:

@@ -61,13 +61,22 @@ class ReplayHandlers(ReplayBase):
     def _streaming(self, serve: Callable[[Duplex], Awaitable[None]]) -> Callable[[Stream[Any, Any]], Awaitable[None]]:
         async def handle(stream: Stream[Any, Any]) -> None:
             with errors_as_status():
-                await self._streams.serve(lambda: serve(GrpcServerDuplex(stream)))
+                duplex = GrpcServerDuplex(stream)
+                await self._streams.serve(duplex, lambda: serve(duplex))
 
         return handle
 
-    async def close(self) -> None:
+    def finish(self) -> None:
+        """Refuse new streams, and let those there are do what they have been asked for, then end."""
+        self._streams.finish()
+
+    async def wait(self, timeout: float) -> None:
+        """Wait until all streams have ended, for so many seconds at most."""
+        await self._streams.wait(timeout)
+
+    async def close(self, timeout: float) -> None:
         """End all streams with `TableClosed` and refuse new ones."""
-        await self._streams.close()
+        await self._streams.close(timeout)
 
     async def hello(self, message: HelloRequest) -> HelloResponse:
         """Introduce client and server to each other."""
@@ -105,7 +114,7 @@ class ReplayHandlers(ReplayBase):
     async def checkpoint(self, message: CheckpointRequest) -> CheckpointResponse:
         """Write a checkpoint."""
         with errors_as_status():
-            return CheckpointResponse(path=self._service.checkpoint())
+            return CheckpointResponse(path=await self._service.checkpoint())
 
 
 class HealthHandlers(HealthBase):

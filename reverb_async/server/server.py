@@ -9,11 +9,12 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
+from reverb_async.checkpoint import Checkpointer
 from reverb_async.client.client import Client
 from reverb_async.compat import rpc as compat
 from reverb_async.compat.rpc import DeepMindHandlers
@@ -21,6 +22,7 @@ from reverb_async.errors import Closed, InvalidArgument
 from reverb_async.hosts import is_loopback
 from reverb_async.inprocess import InProcessTransport
 from reverb_async.replay import Replay
+from reverb_async.server.ending import GRACE_S, Ending, check_grace
 from reverb_async.server.rpc import SERVICE, HealthHandlers, ReplayHandlers
 from reverb_async.service.service import ReplayService
 from reverb_async.table import Table
@@ -47,6 +49,7 @@ class Server:
         unix_path: path of a Unix socket to listen on as well.
         insecure: accept connections from other machines although nothing is encrypted and nobody is asked who they are.
         reverb_compat: serve clients of DeepMind's Reverb as well, on the same port and with the same tables.
+        checkpointer: saves the tables, and restores them in `start`; without one they live in memory only.
 
     Raises:
         InvalidArgument: no tables, duplicate names, or a host that needs `insecure`.
@@ -61,6 +64,7 @@ class Server:
         unix_path: str | os.PathLike[str] | None = None,
         insecure: bool = False,
         reverb_compat: bool = True,
+        checkpointer: Checkpointer | None = None,
     ) -> None:
         self._replay = Replay(tables)
         self._service = ReplayService(self._replay, MAX_MESSAGE_BYTES)
@@ -78,13 +82,25 @@ class Server:
         self._guards = Guards()
         self._stats = ConnectionStats()
         self._handlers: ReplayHandlers | None = None
-        self._deepmind: DeepMindHandlers | None = DeepMindHandlers(self._replay) if reverb_compat else None
+        if checkpointer is not None and not isinstance(checkpointer, Checkpointer):
+            raise InvalidArgument(
+                f"checkpointer must be a reverb_async.Checkpointer, such as Checkpointer('checkpoints'), "
+                f"got {checkpointer!r:.60}"
+            )
+        self._reverb_compat = reverb_compat
+        self._deepmind: DeepMindHandlers | None = None
+        self._checkpointer = checkpointer
         self._health: HealthHandlers | None = None
         self._clients: WeakSet[Client] = WeakSet()
         self._transports: WeakSet[InProcessTransport] = WeakSet()
         self._stopped: asyncio.Event | None = None
         self._closed = False
         self._tick: asyncio.TimerHandle | None = None
+        self.last_steps: list[Callable[[], Awaitable[None]]] = []
+        """What `close` does at last, in this order: every call has ended, and nothing changes the tables any more.
+
+        Also after `start` has failed; whether it had succeeded `self._tick` tells, which is set by then.
+        """
 
     async def __aenter__(self) -> Server:
         await self.start()
@@ -96,9 +112,10 @@ class Server:
         await self.close()
 
     async def start(self) -> None:
-        """Listen. A server starts once.
+        """Restore the newest checkpoint, if there is a checkpointer, and listen. A server starts once.
 
         Raises:
+            CheckpointError: what is on disk cannot be restored, see `Checkpointer`.
             InvalidArgument: the port or the path is taken, or cannot be used; or another server has one of the tables.
             Closed: it was started or closed before.
         """
@@ -106,7 +123,27 @@ class Server:
             raise Closed("this server was started before: make a new one")
         self._replay.open()
         self._stopped = asyncio.Event()
+        try:
+            await self._restore()
+            await self._open_doors()
+        except BaseException:
+            await self.close()
+            raise
+        self._look_after(asyncio.get_running_loop().time())
+
+    async def _restore(self) -> None:
+        checkpointer = self._checkpointer
+        if checkpointer is None:
+            return
+        await checkpointer.start(self._replay)
+        self._service.save = checkpointer.save
+        # What was restored is on disk: a server that could not listen has nothing to add.
+        self.last_steps.append(lambda: checkpointer.close(save=self._tick is not None))
+
+    async def _open_doors(self) -> None:
         self._handlers = ReplayHandlers(self._service)
+        if self._reverb_compat:
+            self._deepmind = DeepMindHandlers(self._replay, self._service.save)
         self._health = HealthHandlers([SERVICE] if self._deepmind is None else [SERVICE, compat.SERVICE])
         handlers: list[IServable] = [self._handlers, self._health]
         if self._deepmind is not None:
@@ -122,20 +159,15 @@ class Server:
                 stats=self._stats,
             )
 
-        try:
-            if self._port is not None:
-                server = listener()
-                await _listen(server, self._host, self._port)
-                self._listening.append(server)
-                self._port = server.sockets[0].getsockname()[1]
-            if self._unix_path is not None:
-                server = listener()
-                await _listen_unix(server, self._unix_path)
-                self._listening.append(server)
-        except BaseException:
-            await self.close()
-            raise
-        self._look_after(asyncio.get_running_loop().time())
+        if self._port is not None:
+            server = listener()
+            await _listen(server, self._host, self._port)
+            self._listening.append(server)
+            self._port = server.sockets[0].getsockname()[1]
+        if self._unix_path is not None:
+            server = listener()
+            await _listen_unix(server, self._unix_path)
+            self._listening.append(server)
 
     async def wait(self) -> None:
         """Wait until the server is closed."""
@@ -143,8 +175,21 @@ class Server:
             raise Closed("the server is not running: `await server.start()` first, or use `async with`")
         await self._stopped.wait()
 
-    async def close(self) -> None:
-        """Stop: waiting calls get `TableClosed`, connections end. Idempotent; takes at most a few seconds."""
+    async def close(self, *, grace: float = GRACE_S) -> None:
+        """Stop. Idempotent: a call that comes while another one closes the server waits for that.
+
+        New calls are refused. What waits for a rate limiter ends at once with `TableClosed`; inserts that were received
+        are done and confirmed, batches that are being sent go out, and streams then end with `TableClosed`, all at the
+        same time: with peers that read and write this takes milliseconds.
+
+        Args:
+            grace: seconds after which everything else is broken off, with `TableClosed` as far as the peer still reads.
+                Cancelling breaks it off, too.
+
+        Raises:
+            ReplayError: a last step after that, such as the final checkpoint, has failed; the server is closed.
+        """
+        check_grace(grace)
         was_closed, self._closed = self._closed, True
         if self._stopped is None:
             return
@@ -153,26 +198,20 @@ class Server:
             return
         if self._tick is not None:
             self._tick.cancel()
-        for server in self._listening:
-            server.stop_accepting()
-        self._service.closing = True
-        self._replay.close()
+        if self._health is not None:
+            self._health.close()
+        doors = [door for door in (self._handlers, self._deepmind, *self._transports) if door is not None]
+        ending = Ending(self._replay, self._service, self._listening, doors)
         try:
-            for client in list(self._clients):
-                await client._close_with_server()
-            for transport in list(self._transports):
-                await transport.close()
-            if self._health is not None:
-                self._health.close()
-            if self._handlers is not None:
-                await self._handlers.close()
-            if self._deepmind is not None:
-                await self._deepmind.close()
+            try:
+                await ending.finish(grace)
+                for client in list(self._clients):
+                    await client._close_with_server()
+            finally:
+                await ending.break_off()
+            for step in self.last_steps:
+                await step()
         finally:
-            for server in self._listening:
-                server.close()
-            for server in self._listening:
-                await server.wait_closed()
             if self._unix_path is not None and len(self._listening) == 1 + (self._port is not None):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self._unix_path)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from reverb_async.core.item import ItemBlock, ItemLayout, Leaf
 from reverb_async.core.runs import Runs
 from reverb_async.core.storage import RowStore
-from reverb_async.errors import InvalidArgument, ReplayError, Unavailable
+from reverb_async.errors import InvalidArgument, ReplayError, TableClosed, Unavailable
 from reverb_async.protocol.inserting import (
     InsertRequestReader,
     InsertResponse,
@@ -132,6 +132,7 @@ class InsertStream:
         session = self._session
         self._outbox.applied_through = session.applied_through
         self._outbox.applied = session.beyond()
+        self._outbox.epoch = self._replay.epoch
         self._outbox.refused = list(session.refusals)
         self._next_seq = session.applied_through + 1
 
@@ -383,7 +384,12 @@ class InsertStream:
             self.refuse(items.seq, items.remaining, error)
 
     def refuse(self, seq: int, count: int, error: ReplayError) -> None:
-        """Note that items never will be in."""
+        """Note that items never will be in.
+
+        When the table is closed the stream, too, is about to end: its writer may bring them to the next server.
+        """
+        if isinstance(error, TableClosed):
+            return
         refusal = Refusal(seq, count, error.to_map())
         self._session.refuse(refusal)
         self._outbox.refused.append(refusal)

@@ -31,7 +31,7 @@ MAX_TOGETHER_ITEMS = 4096
 """Beyond either, batches go into messages of their own: what a message costs does not count any more, and who keeps one
 of its batches keeps the memory of all."""
 
-_FAREWELL_S = 2.0
+_FAREWELL_S = 10.0
 
 
 class SampleStream:

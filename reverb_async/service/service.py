@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -39,6 +39,8 @@ class ReplayService:
         self._pool = BufferPool(max_buffers=32, max_bytes=256 << 20)
         self._num_samplers = 0
         self._max_message_bytes = max_message_bytes
+        self.save: Callable[[], Awaitable[str]] | None = None
+        """Writes a checkpoint, if there is a checkpointer."""
         self.closing = False
         """The server is stopping: streams that end now end because of that."""
 
@@ -98,9 +100,11 @@ class ReplayService:
         rows = self.replay.storage.usage().live_rows
         return [replace(table.info, stored_rows=rows) for table in self.replay.tables.values()]
 
-    def checkpoint(self) -> str:
-        """Refuse: this server keeps everything in memory."""
-        raise CheckpointError("this server has no checkpointer: what it holds lives in memory only")
+    async def checkpoint(self) -> str:
+        """Have everything written to disk; return where."""
+        if self.save is None:
+            raise CheckpointError("this server has no checkpointer: what it holds lives in memory only")
+        return await self.save()
 
 
 def _keys(keys: Sequence[int]) -> NDArray[np.uint64]:

@@ -80,7 +80,7 @@ class RowInsertion:
         before = self.remaining
         try:
             for table in self._tables:
-                table.raise_if_closed()
+                table.raise_if_ending()
             if any(table.inserters.head is not self for table in self._tables):
                 return 0
             return self._step_together(self._alike())

@@ -97,6 +97,7 @@ class Table:
         """Sample streams open on this table; only for messages."""
         self._open = False
         self._closed = False
+        self._ending = False
         self.inserters = InsertQueue()
         """Where inserts wait; see `RowInsertion`."""
         self._samplers = Gate()
@@ -149,6 +150,23 @@ class Table:
             rng=np.random.default_rng(config["seed"]),
         )
 
+    def adopt(self, state: TableState, saved: Mapping[str, Any], *, resume: bool) -> None:
+        """Take a state that was restored, which nobody uses yet.
+
+        Args:
+            state: from `new_state`, filled.
+            saved: the definition it had when it was saved.
+            resume: note what changes from here on, for the next cut.
+        """
+        mine = self.definition
+        if resume:  # unless the items have other places now
+            state.watch(is_saved=all(mine[name] == saved[name] for name in ("name", "sampler", "remover")))
+        state.settle_restored(make_room=any(mine[name] != saved[name] for name in ("max_size", "max_bytes")))
+        state.listeners = self.state.listeners
+        self.state = state
+        live = state.live_slots()
+        self._last_insert = float(state.slots.inserted_at[live].max()) if len(live) else 0.0
+
     @property
     def definition(self) -> dict[str, Any]:
         """The arguments the table was made with, as values MessagePack and JSON know."""
@@ -163,6 +181,16 @@ class Table:
         """
         config = definition_from_plain(definition)
         return cls(config.pop("name"), **config)
+
+    def redefine(self, definition: Mapping[str, Any]) -> None:
+        """Take on another definition of the same name, as `definition` gave it; the table is empty and not yet open.
+
+        Raises:
+            InvalidArgument: it is none.
+        """
+        other = type(self).from_definition(definition)
+        self._config, self._signature, self.state = other._config, other._signature, other.state
+        self._fitting.clear()
 
     def replace(self, **overrides: Any) -> Table:
         """Return a new, empty table with this one's definition, some of it replaced."""
@@ -256,6 +284,11 @@ class Table:
         if self._closed:
             raise TableClosed(f"table {self.name!r} is closed: its server is stopping")
 
+    def raise_if_ending(self) -> None:
+        """Raise `TableClosed` after `end_waits` or `close`: what is not admitted now never will be."""
+        if self._ending or self._closed:
+            raise TableClosed(f"table {self.name!r} is closed: its server is stopping")
+
     # -- sampling -----------------------------------------------------------------------------------------------------
 
     async def sample(
@@ -333,13 +366,13 @@ class Table:
                     if len(self._samplers) > 1:
                         deadline.check()
                     async with self._samplers.turn:
-                        self.raise_if_closed()
+                        self.raise_if_ending()
                         self._at_head = request
                         while not request.fill():
                             self.inserters.wake()  # What was reserved or drawn may admit inserts.
                             deadline.check()
                             await self._samplers.wait()
-                            self.raise_if_closed()
+                            self.raise_if_ending()
         except TimeoutError:
             if not (partial and request.cut_short()):
                 reason = refusal()  # before the request's own share is given back
@@ -416,12 +449,17 @@ class Table:
             raise InvalidArgument(
                 f"table {self.name!r} belongs to a running server: close that one, or make a new table with replace()"
             )
-        self._open, self._closed = True, False
+        self._open, self._closed, self._ending = True, False, False
         # What has been waited for is bound to the event loop of that time.
         if not len(self.inserters):
             self.inserters = InsertQueue()
         if not len(self._samplers):
             self._samplers = Gate()
+
+    def end_waits(self) -> None:
+        """End every wait with `TableClosed`, now and from now on; what need not wait goes on until `close`."""
+        self._ending = True
+        self._wake_all()
 
     def close(self) -> None:
         """End every wait with `TableClosed` and refuse new calls. Idempotent."""

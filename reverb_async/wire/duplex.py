@@ -181,6 +181,15 @@ class GrpcServerDuplex(_GrpcDuplex):
         # The first message goes another way: it comes after the headers.
         return self._stream._send_message_done and self._transport.try_send_message(encode(message))
 
+    def finish_reading(self) -> None:
+        """Have `receive` return None after what has been received, or has begun to be; see `OpenStreams`."""
+        self._transport.finish_reading()
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether `finish_reading` ended the client's messages before it did."""
+        return self._transport.is_cut_short
+
     # grpclib's own send_message and recv_message would do the same with several copies more.
 
     async def _send_part(self, part: Message) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from weakref import WeakValueDictionary
 
-from reverb_async.wire.http2 import ReplayChannel
+from reverb_async.wire.http2 import SILENCE_S, ReplayChannel
 
 Target = tuple[str | None, int | None, str | None]
 """Host and port, or the path of a Unix socket."""
@@ -45,5 +45,7 @@ def shared_channel(target: Target, connect_timeout: float | None) -> SharedChann
     shared = _channels.get(key)
     if shared is None or not shared.is_used:
         host, port, path = target
-        shared = _channels[key] = SharedChannel(ReplayChannel(host, port, path=path, connect_timeout=connect_timeout))
+        shared = _channels[key] = SharedChannel(
+            ReplayChannel(host, port, path=path, connect_timeout=connect_timeout, silence_s=SILENCE_S)
+        )
     return shared.join()

@@ -65,6 +65,10 @@ TRANSPORT_ERRORS = (GRPCError, StreamTerminatedError, h2.exceptions.ProtocolErro
 """What grpclib, h2 and sockets raise when a call or its connection fails; `from_grpc_error` translates it."""
 
 
+class Silence(str):
+    """The reason for giving a connection up on which nothing was heard; it makes `Unavailable.after_silence`."""
+
+
 def to_grpc_error(error: ReplayError) -> GRPCError:
     """Return the status that tells a gRPC client of `error`; its details are the error's map."""
     status = next(status for kind, status in _STATUSES if isinstance(error, kind))
@@ -107,7 +111,9 @@ def from_grpc_error(error: Exception, address: str) -> ReplayError:
     if isinstance(error, TimeoutError) and error.errno is None:  # not a socket's: somebody's deadline
         return DeadlineExceeded(f"{address} did not answer in time")
     if isinstance(error, StreamTerminatedError | h2.exceptions.ProtocolError):
-        return Unavailable(f"the connection to {address} was lost: {cause}")
+        lost = Unavailable(f"the connection to {address} was lost: {cause}")
+        lost.after_silence = isinstance(error.args[0] if error.args else None, Silence)
+        return lost
     return Unavailable(f"cannot reach {address}: {cause}")
 
 

@@ -12,7 +12,7 @@ from reverb_async.protocol.hello import PROTOCOL_VERSION, Hello
 from reverb_async.protocol.message import Duplex
 from reverb_async.wire.duplex import GrpcClientDuplex, open_duplex
 from reverb_async.wire.generated.reverb_async import v1
-from reverb_async.wire.http2 import ReplayChannel
+from reverb_async.wire.http2 import SILENCE_S, ReplayChannel
 from reverb_async.wire.memory_offer import memory_offer_from_proto
 from reverb_async.wire.shared_channels import SharedChannel, shared_channel
 from reverb_async.wire.status import status_as_errors
@@ -154,7 +154,9 @@ class GrpcTransport:
         self._check_open()
         if name not in self._channels:
             host, port, path = self._target
-            self._channels[name] = ReplayChannel(host, port, path=path, connect_timeout=self._connect_timeout)
+            self._channels[name] = ReplayChannel(
+                host, port, path=path, connect_timeout=self._connect_timeout, silence_s=SILENCE_S
+            )
         return self._channels[name]
 
 

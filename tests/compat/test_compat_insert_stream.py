@@ -333,9 +333,9 @@ class Burst:
         self._messages = messages
         self.answers: list[list[int]] = []
 
-    @property
-    def has_message(self) -> bool:
-        return bool(self._messages)
+    def ready(self, most: int, nbytes: int) -> list[bytes]:
+        ready, self._messages = self._messages[:most], self._messages[most:]
+        return ready
 
     async def receive(self) -> bytes | None:
         return self._messages.pop(0) if self._messages else None

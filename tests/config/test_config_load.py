@@ -102,6 +102,7 @@ def test_the_tables_are_built():
             r'run.toml: \[server\], key "host": "0.0.0.0" can be reached from other machines',
         ),
         ("[server]\ninsecure = 1", r'run.toml: \[server\], key "insecure": must be true or false, got 1'),
+        ("[server]\ngrace = -1", r'run.toml: \[server\], key "grace": must be a finite number >= 0, got -1'),
         ("[[table]]\nmax_size = 3", r"run.toml: \[\[table\]\] number 1 has no name: add name = "),
         ("[[table]]\nname = 3", r'run.toml: \[\[table\]\] number 1, key "name": must be a non-empty text, got 3'),
         ("[[table]]\nname = 'a'\n[[table]]\nname = 'a'", 'run.toml: table "a", given twice: names must be distinct'),
@@ -135,3 +136,40 @@ def test_hosts_that_others_reach_need_insecure(host, insecure):
         with pytest.raises(InvalidArgument, match=r"^--host: .* or `insecure = true` \(--insecure\) if everybody"):
             load(server_flags={"host": host})
     assert load(server_flags={"host": host, "insecure": insecure}).server.host == host
+
+
+def test_checkpoints_are_kept_where_a_directory_is_named(file, tmp_path):
+    path = file("""
+        [server]
+        checkpoint_dir = "kept"
+        checkpoint_every = 600
+        restore = "config"
+    """)
+    config = load(path, server_flags={"checkpoint_keep": 5.0, "on_corrupt": "fail"})
+    assert config.server == ServerConfig(
+        checkpoint_dir="kept", checkpoint_every=600.0, checkpoint_keep=5, on_corrupt="fail", restore="config"
+    )
+    checkpointer = config.server.build_checkpointer()
+    assert checkpointer is not None
+    assert str(checkpointer.path) == "kept"
+    assert not (tmp_path / "kept").exists()
+    assert load(file(config.to_toml())) == config
+    assert load().server.build_checkpointer() is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"checkpoint_every": 5.0}, "--checkpoint-every: it is for servers that keep checkpoints: add a directory"),
+        ({"restore": "config"}, "--restore: it is for servers that keep checkpoints"),
+        ({"checkpoint_dir": "x", "checkpoint_every": 0.0}, "--checkpoint-every: must be a finite number > 0"),
+        ({"checkpoint_dir": "x", "checkpoint_keep": 1.0}, "--checkpoint-keep: must be an integer >= 2, got 1.0"),
+        ({"checkpoint_dir": "x", "checkpoint_keep": "many"}, "--checkpoint-keep: must be an integer"),
+        ({"checkpoint_dir": "x", "on_corrupt": "ignore"}, '--on-corrupt: must be one of "previous", "fail"'),
+        ({"checkpoint_dir": "x", "restore": "strikt"}, 'did you mean "strict"?'),
+    ],
+)
+def test_what_is_wrong_with_checkpoints_is_said(flags, message):
+    with pytest.raises(InvalidArgument) as caught:
+        load(server_flags=flags)
+    assert message in str(caught.value)

@@ -290,6 +290,7 @@ SERVERS = st.builds(
     port=st.integers(0, 65535),
     unix=st.none() | NAMES,
     insecure=st.booleans(),
+    grace=st.floats(0, 1e6),
 ) | st.builds(ServerConfig, port=st.none(), unix=NAMES)
 
 

@@ -11,8 +11,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from reverb_async.client.connector import NOW_S, Connector
+from reverb_async.client.connector import Connector
 from reverb_async.client.conversation import Conversation
+from reverb_async.client.events import Blocked
+from reverb_async.client.retry import NOW_S
 from reverb_async.client.sampling.borrowing import Borrower
 from reverb_async.client.sampling.queued_priorities import QueuedPriorities
 from reverb_async.client.updates import UpdateStream
@@ -419,6 +421,7 @@ class BatchStream(Conversation):
             self._noticed_at = asyncio.get_running_loop().time()
             if self._waiter is not None:
                 logger.warning("%s at %s: %s", self.name, self.connector.address, response.waiting)
+                self.connector.emit(Blocked(self.name, response.waiting))
         for batch in response.batches:
             self._arrived(batch.seq, batch)
         for seq, described in response.failed:

@@ -35,6 +35,11 @@ class SlotWatch:
         if self.cut is not None:
             self.cut.keep(slots)
 
+    def note_taken(self, left: int) -> None:
+        """Free slots are about to be taken, so that `left` remain of those that were used before."""
+        if self.cut is not None:
+            self.cut.note_taken(left)
+
     def freeze(self) -> NDArray[np.bool_]:
         """Return what is dirty for a cut, and start anew; the cut gives the array back to `thaw`."""
         frozen, self.dirty = self.dirty, self._spare

@@ -6,14 +6,18 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reverb_async.core.cut.image import RowBlock
 from reverb_async.core.runs import Rows
 from reverb_async.core.spec import ArraySpec
+from reverb_async.core.storage.backing import sparse_zeros
 
 if TYPE_CHECKING:
     from reverb_async.core.storage.row_store import RowStore
 
+BLOCK_ROWS = 16_384
+"""To free as many, with values of variable size, takes a few milliseconds."""
 MAX_BLOCK_ROWS = 65_536
 
 _FRESH, _KEPT, _PINNED = 1, 2, 4
@@ -33,15 +37,19 @@ class RowWatch:
     __slots__ = ("cut", "marks", "segments")
 
     def __init__(self, capacity: int) -> None:
-        self.segments = np.zeros(capacity, np.int32)
-        self.marks = np.zeros(capacity, np.uint8)
+        self.segments, self.marks = _arrays(capacity)
         self.cut: StoreCut | None = None
 
     def grow(self, capacity: int) -> None:
         """Follow the store."""
         old = self.segments, self.marks
-        self.segments, self.marks = np.zeros(capacity, np.int32), np.zeros(capacity, np.uint8)
+        self.segments, self.marks = _arrays(capacity)
         self.segments[: len(old[0])], self.marks[: len(old[1])] = old
+
+
+def _arrays(capacity: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+    # A store has room for far more rows than it has, and a server for many stores.
+    return sparse_zeros((capacity,), np.dtype(np.int32)), sparse_zeros((capacity,), np.dtype(np.uint8))
 
 
 class StoreCut:
@@ -96,7 +104,7 @@ class StoreCut:
         """Rows that were free are in use again, which is of no interest."""
         self._watch.marks[rows[(rows >= self._position) & (rows < self._end)]] = _FRESH
 
-    def next_rows(self, max_rows: int = MAX_BLOCK_ROWS) -> RowBlock | None:
+    def next_rows(self, max_rows: int = BLOCK_ROWS) -> RowBlock | None:
         """Return the live ones among the next rows, maybe none; None at the end.
 
         Those on no segment are pinned until `done`. A row that was only staged at the time of the cut may come too.
@@ -138,7 +146,7 @@ class StoreCut:
             self._segments.add(segment)
         self.store.unpin(rows)
 
-    def finish(self, committed: bool, max_rows: int = MAX_BLOCK_ROWS) -> bool:
+    def finish(self, committed: bool, max_rows: int = BLOCK_ROWS) -> bool:
         """Let go of all rows; if the cut is not kept, forget its segments. Nobody may read its rows any more.
 
         Returns:

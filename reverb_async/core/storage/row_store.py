@@ -47,6 +47,10 @@ class Blobs(Protocol):
     def sizes(self, handles: Handles) -> NDArray[np.int64]:
         """Return the bytes of each."""
 
+    @property
+    def largest_bytes(self) -> int:
+        """No value is larger than this."""
+
 
 class RowStore:
     """A column group: one array per column, one row per step, references and pins per row.
@@ -186,6 +190,10 @@ class RowStore:
         """Add a reference to each of `rows`."""
         self._holds.retain(rows)
 
+    def settle(self, rows: Rows) -> None:
+        """Turn the lease of `rows`, of which nobody else knows yet, into a reference to each."""
+        self._holds.settle(rows)
+
     def release(self, rows: Rows) -> None:
         """Take a reference from each of `rows`; those without any hold left are free."""
         if self.watch is not None and self.watch.cut is not None:
@@ -227,11 +235,12 @@ class RowStore:
 
     def _drop_blobs(self, column: int, rows: slice | Rows) -> None:
         handles = self.columns[column][rows]
+        if not handles.any():
+            return
+        assert self._blobs is not None
         held = handles[handles != 0]
-        if len(held):
-            assert self._blobs is not None
-            self.columns[column][rows] = 0
-            self._blobs.release(held)
+        self.columns[column][rows] = 0
+        self._blobs.release(held)
 
     def cut(self) -> StoreCut:
         """Return which rows items refer to now, to be read in slices; the last cut must be finished."""
@@ -326,6 +335,12 @@ class RowStore:
             assert self._blobs is not None
             nbytes += self._blobs.sizes(self.columns[column][rows]) - 8  # type: ignore[arg-type]  # variable: uint64
         return nbytes
+
+    @property
+    def largest_bytes(self) -> int:
+        """No row has more bytes than this, as `bytes_of` counts them."""
+        largest = 0 if self._blobs is None else self._blobs.largest_bytes
+        return self.row_bytes + len(self._variable) * (largest - 8)
 
     def usage(self) -> StoreUsage:
         """Return how rows and memory are used. Rows a cursor keeps for later are free."""

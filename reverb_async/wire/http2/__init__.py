@@ -7,12 +7,16 @@ from reverb_async.wire.http2.client import Call, ReplayChannel
 from reverb_async.wire.http2.connection import MAX_MESSAGE_BYTES
 from reverb_async.wire.http2.fast_stream import JOINED_BYTES
 from reverb_async.wire.http2.guards import ConnectionStats, Guards, Stalled
+from reverb_async.wire.http2.keepalive import SILENCE_S
 from reverb_async.wire.http2.server import ReplayServer, abort_server_stream, transport_of
+from reverb_async.wire.http2.unary import BytesCall
 from reverb_async.wire.http2.window import WindowBudget
 
 __all__ = [
     "JOINED_BYTES",
     "MAX_MESSAGE_BYTES",
+    "SILENCE_S",
+    "BytesCall",
     "Call",
     "ConnectionStats",
     "Guards",

@@ -32,6 +32,8 @@ class ReplayChannel(grpclib.client.Channel):
         codec: `GrpcCodec(owned=True)` unless given.
         connect_timeout: seconds until an attempt to connect is given up.
         max_message_bytes: longer messages from the server are refused.
+        silence_s: a connection on which nothing was heard for so long is given up, half of it after a PING; None: it is
+            not watched, and asked nothing.
     """
 
     def __init__(
@@ -44,10 +46,13 @@ class ReplayChannel(grpclib.client.Channel):
         ssl: ssl.SSLContext | None = None,
         connect_timeout: float | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        silence_s: float | None = None,
     ) -> None:
         chosen_protocol()  # refuses a choice that is none now, instead of the first call
         self._connect_timeout = connect_timeout
-        self._endpoint = Endpoint(stream_window=LARGEST_WINDOW, max_message_bytes=max_message_bytes)
+        self._endpoint = Endpoint(
+            stream_window=LARGEST_WINDOW, max_message_bytes=max_message_bytes, silence_s=silence_s
+        )
         codec = codec or GrpcCodec(owned=True)
         super().__init__(host, port, path=path, codec=codec, ssl=ssl, config=self._endpoint.config)
 
@@ -70,6 +75,12 @@ class ReplayChannel(grpclib.client.Channel):
             if not deadline.expired():
                 raise
             raise ConnectionError(f"no connection within {self._connect_timeout} s") from error
+
+    def close(self) -> None:
+        """Close all connections, also those that only wait for the end of their streams."""
+        for protocol in list(self._endpoint.connections):
+            protocol.processor.close()
+        super().close()
 
     async def open_call(self, path: str) -> Call:
         """Send the headers of a call of method `path`.

@@ -17,13 +17,21 @@ from grpclib.utils import Wrapper
 from h2.config import H2Configuration
 from h2.connection import ConnectionState
 from h2.errors import ErrorCodes
-from h2.events import Event, RequestReceived, StreamReset, WindowUpdated
+from h2.events import Event, PingAckReceived, RequestReceived, StreamReset, WindowUpdated
 from h2.exceptions import ProtocolError
 from h2.stream import StreamState
 
 from reverb_async.core.buffer_pool import BufferPool
+from reverb_async.wire.http2.goaway import (
+    GoingAway,
+    goaway_frame,
+    is_parting,
+    parting_frames,
+    ping_frame,
+)
 from reverb_async.wire.http2.guards import UNIX, ConnectionStats, FrameGuard, Guards, peer_name
 from reverb_async.wire.http2.h2_state import H2, MAX_STREAMS, Frames, open_h2
+from reverb_async.wire.http2.keepalive import Keepalive, limit_unacknowledged
 from reverb_async.wire.http2.stream import Stream
 from reverb_async.wire.http2.watch import Watch, Watched
 from reverb_async.wire.http2.window import CONNECTION_WINDOW, INITIAL_WINDOW, WindowBudget
@@ -53,6 +61,7 @@ class Endpoint:
         message_limits: other limits for some services, by full name, or for some methods, by path.
         unary: paths of the methods that take one message.
         window_budget: lets windows of streams grow; None keeps them as they are.
+        silence_s: of a client: a connection is given up when nothing was heard for so long; None: never.
         pool: memory for long messages.
         connections: those that live.
         idle: set while there are none.
@@ -67,6 +76,7 @@ class Endpoint:
     message_limits: dict[str, int] = field(default_factory=dict)
     unary: frozenset[str] = frozenset()
     window_budget: WindowBudget | None = None
+    silence_s: float | None = None
     pool: BufferPool = field(default_factory=BufferPool)
     connections: set[Protocol] = field(default_factory=set)
     idle: asyncio.Event = field(default_factory=asyncio.Event)
@@ -144,6 +154,9 @@ class Connection(grpclib.protocol.Connection):
         self.window_budget = endpoint.window_budget
         self.pool = endpoint.pool
         self.client_side = bool(h2_connection.config.client_side)
+        self.is_leaving = False
+        """The server goes away: the connection opens no more streams, and ends with its last one."""
+        self.end_reason = "Connection lost"
         # Senders wait for the transport one behind the other: all at once would fill it once each.
         self.turn = asyncio.Lock()
         self.framed = 0
@@ -163,6 +176,12 @@ class Connection(grpclib.protocol.Connection):
 
     def write_held(self) -> None:
         """Hand over what was held back to go out with more: it comes before anything that is written now."""
+
+    def write_now(self, frames: bytes) -> None:
+        """Hand whole frames to the transport that h2 does not know of."""
+        if not self.is_closing():
+            self.write_held()
+            self._transport.write(frames)
 
     def close(self) -> None:
         """Close the transport; one that cannot get rid of its data is aborted before long."""
@@ -209,6 +228,7 @@ class Processor(grpclib.protocol.EventsProcessor):
         self.guard = guard
         self.closed = False
         self.requested = False
+        self.processors[GoingAway] = self.process_going_away
 
     def register(self, stream: grpclib.protocol.Stream) -> Callable[[], None]:
         """Route a stream's events to it until the function that is returned is called; twice does no harm."""
@@ -224,6 +244,8 @@ class Processor(grpclib.protocol.EventsProcessor):
         self.connection.stream_close_waiter.set()
         stream.drop_unread()
         self.connection.h2.forget(stream.id)
+        if self.connection.is_leaving and not self.streams:
+            self.close("the server goes away")
 
     def cut(self, stream: Stream, reason: str) -> None:
         """Reset a server's stream and cancel its handler."""
@@ -238,6 +260,7 @@ class Processor(grpclib.protocol.EventsProcessor):
         if self.closed:
             return
         self.closed = True
+        self.connection.end_reason = reason
         self.connection.close()
         self.handler.close()
         for stream in list(self.streams.values()):
@@ -247,6 +270,22 @@ class Processor(grpclib.protocol.EventsProcessor):
         """Act on an event."""
         if event.__class__ in self.processors and not self.closed:
             super().process(event)
+
+    def process_going_away(self, event: GoingAway) -> None:
+        """Let new calls find another connection; calls that the server has not taken may be made again there."""
+        self.connection.is_leaving = True
+        self.handler.connection_lost = True  # type: ignore[attr-defined]  # which is how channels know
+        self.connection.stream_close_waiter.set()
+        for stream in [stream for stream_id, stream in self.streams.items() if stream_id > event.last_stream]:
+            stream.__terminated__("the server goes away, and has not taken this call")
+        if not self.streams:
+            self.close("the server goes away")
+
+    def process_ping_ack_received(self, event: PingAckReceived) -> None:
+        """Name the last stream to a peer that has read the first GOAWAY."""
+        super().process_ping_ack_received(event)
+        if not self.connection.client_side and is_parting(event.ping_data):
+            self.connection.write_now(goaway_frame(self.connection._connection.highest_inbound_stream_id))
 
     def process_request_received(self, event: RequestReceived) -> None:
         """Start the handler of a new stream."""
@@ -307,7 +346,8 @@ class Protocol:
     connection: Connection
     make_connection: type[Connection] = Connection
     is_heard = True
-    """Something was received lately."""
+    """Something was received lately; see `Keepalive`."""
+    _keepalive: Keepalive | None = None
 
     def __init__(
         self,
@@ -342,6 +382,29 @@ class Protocol:
         if refusal is not None:
             endpoint.stats.refuse(refusal, self.peer)
             self._dismiss(refusal, ErrorCodes.ENHANCE_YOUR_CALM)
+        silence_s = endpoint.silence_s
+        if silence_s is not None:
+            self._keepalive = Keepalive(self, silence_s)
+            if self.socket is not None:
+                limit_unacknowledged(self.socket, silence_s)
+
+    def go_away(self) -> None:
+        """Tell the peer to open no more streams here; those that are open go on."""
+        self.connection.write_now(parting_frames())
+
+    def part(self) -> None:
+        """Close the connection once the peer has taken what was sent to it."""
+        self.connection.write_held()
+        self._transport.close()
+
+    def ask(self) -> None:
+        """Ask the peer for a sign of life."""
+        self.connection.write_now(ping_frame(bytes(8)))
+
+    def give_up(self, reason: str) -> None:
+        """End the connection and all its streams at once."""
+        self.processor.close(reason)
+        self.abort()
 
     def data_received(self, data: bytes) -> None:
         """Feed h2 and act on what it makes of it; peers that break the protocol are told so and dropped."""
@@ -403,6 +466,8 @@ class Protocol:
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """End every stream."""
+        if self._keepalive is not None:
+            self._keepalive.stop()
         self._endpoint.discard(self)
         self.processor.close("Connection lost")
 

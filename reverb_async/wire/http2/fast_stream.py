@@ -69,10 +69,9 @@ class FastStream(Stream):
         h2_stream = self._h2_connection.streams.get(self.id)
         return 0 if h2_stream is None else h2_stream._inbound_window_manager.max_window_size
 
-    @property
-    def has_message(self) -> bool:
-        """Whether `receive` returns a message at once."""
-        return self.buffer.has_message
+    def ready(self, most: int, nbytes: int) -> list[Body]:
+        """Return the next messages that are here whole: at most so many, and none behind so many bytes."""
+        return self.buffer.ready(most, nbytes)
 
     def receive(self) -> Coroutine[Any, Any, Body | None]:
         """Return the next message's body, None at the end of the stream. Cancelling loses nothing.

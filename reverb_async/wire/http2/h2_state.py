@@ -13,6 +13,7 @@ from h2.frame_buffer import FrameBuffer
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import DataFrame, Frame, HeadersFrame
 
+from reverb_async.wire.http2.goaway import expect_goaway
 from reverb_async.wire.http2.guards import FrameGuard
 from reverb_async.wire.http2.header_blocks import RememberingDecoder, RememberingEncoder
 from reverb_async.wire.http2.window import CONNECTION_WINDOW, INITIAL_WINDOW
@@ -118,6 +119,8 @@ def open_h2(
     frames.guard = guard
     h2_connection._frame_dispatch_table[_Data] = h2_connection._receive_data_frame
     h2_connection._frame_dispatch_table[_Headers] = h2_connection._receive_headers_frame
+    if config.client_side:
+        expect_goaway(h2_connection)
     h2_connection.encoder, h2_connection.decoder = RememberingEncoder(), RememberingDecoder()
     h2_connection.decoder.max_header_list_size = h2_connection.DEFAULT_MAX_HEADER_LIST_SIZE
     # Settings given at once hold from the first frame on; later changes would wait for the peer's acknowledgement.

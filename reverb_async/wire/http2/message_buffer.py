@@ -57,7 +57,12 @@ class MessageBuffer:
         self._refused = b""  # the prefix of a message that is not taken
         self._withheld = 0
         self._ended = False
+        self._finishing = False
+        self.stopped = False
+        """Nothing more is taken, for `finish` was called and what had begun to arrive is here."""
         self._dropped = False
+        self._is_deaf = False  # stopped or dropped: credit for what comes goes back at once
+        self._most_unread = MAX_UNREAD
         self._waiter: asyncio.Future[None] | None = None
         self.take: Callable[[Body], bool] | None = None
         """Is offered short messages while somebody waits for one; returns whether it took it."""
@@ -66,11 +71,6 @@ class MessageBuffer:
     def has_unread(self) -> bool:
         """Whether there is a whole message, or more than is looked at before some were read."""
         return bool(self._messages or self._backlog)
-
-    @property
-    def has_message(self) -> bool:
-        """Whether a message is here whole."""
-        return bool(self._messages)
 
     async def message(self) -> Body | None:
         """Return the next message, None at the end of the stream. Cancelling loses nothing.
@@ -82,13 +82,15 @@ class MessageBuffer:
         while not self._messages:
             if self._backlog:
                 self._parse_backlog()
+                if self._finishing:
+                    self._stop_if_whole()
                 continue
             if self._refused:
                 refusal = self._stream.refusal_of(self._refused)
                 assert refusal is not None
                 raise refusal
             if self._ended:
-                if self._size >= 0 or self._prefix:
+                if not self.stopped and (self._size >= 0 or self._prefix):
                     wanted = PREFIX_BYTES - len(self._prefix) if self._size < 0 else self._size - self._filled
                     raise self._stream.cut_off(wanted)
                 return None
@@ -105,6 +107,20 @@ class MessageBuffer:
             self._stream.expect(len(body))
         self._stream.credit(owed)
         return body
+
+    def ready(self, most: int, nbytes: int) -> list[Body]:
+        """Return the next messages that are here whole: at most so many, and none behind so many bytes."""
+        bodies: list[Body] = []
+        credit = 0
+        while self._messages and len(bodies) < most and nbytes > 0:
+            body, owed, expected = self._messages.popleft()
+            if not expected:
+                self._stream.expect(len(body))
+            credit += owed
+            nbytes -= len(body)
+            bodies.append(body)
+        self._stream.credit(credit)
+        return bodies
 
     def room(self, limit: int) -> memoryview | None:
         """Return where the next bytes of the current message belong, at most `limit`; None if they must be fed."""
@@ -125,7 +141,7 @@ class MessageBuffer:
 
     def feed(self, data: memoryview) -> None:
         """Take the stream's next bytes; they are copied."""
-        if self._dropped:
+        if self._is_deaf:
             self._stream.credit(len(data))
             return
         if self._backlog:
@@ -134,6 +150,8 @@ class MessageBuffer:
         taken = self._parse(data)
         if self._refused:
             self._withheld += len(data) - taken
+        elif self.stopped:
+            self._stream.credit(len(data) - taken)
         elif taken < len(data):
             self._backlog += data[taken:]
 
@@ -149,7 +167,7 @@ class MessageBuffer:
     def _parse(self, data: memoryview) -> int:
         """Take the stream's next bytes until too many messages are unread or one is refused; return how many."""
         position, end = 0, len(data)
-        while position < end and not self._refused and len(self._messages) < MAX_UNREAD:
+        while position < end and not self._refused and len(self._messages) < self._most_unread:
             if self._size < 0:
                 stop = min(end, position + PREFIX_BYTES - len(self._prefix))
                 self._prefix += data[position:stop]
@@ -183,11 +201,22 @@ class MessageBuffer:
         self._ended = True
         self._wake()
 
+    def finish(self) -> None:
+        """End for the reader once it has what arrived so far, and the message that has begun to; drop the rest."""
+        self._finishing = True
+        self._stop_if_whole()
+
+    def _stop_if_whole(self) -> None:
+        if self._size < 0 and not (self._prefix or self._backlog or self._ended):
+            self.stopped = self._is_deaf = True
+            self._most_unread = 0
+            self.eof()
+
     def drop(self) -> None:
         """Forget everything, now and what is to come, and return the credit for it."""
         if self._dropped:
             return
-        self._dropped = True
+        self._dropped = self._is_deaf = True
         self.take = None
         owed = sum(owed for _, owed, _ in self._messages) + self._withheld + len(self._backlog)
         owed += len(self._prefix) if self._size < 0 else PREFIX_BYTES + self._filled - self._credited
@@ -246,6 +275,8 @@ class MessageBuffer:
         self._body = self._memory = None
         self._filled = self._credited = 0
         self._expected = False
+        if self._finishing:
+            self._stop_if_whole()
         if self.take is not None and self._is_awaited() and len(body) < ARRAY_BYTES and self.take(body):
             self._stream.connection.num_taken += 1
             if not expected:

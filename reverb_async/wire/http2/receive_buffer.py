@@ -19,6 +19,8 @@ class ReceiveBuffer:
         self._taken: deque[memoryview] = deque()
         self._taken_size = 0
         self._ended = False
+        self.finishing = False
+        """See `finish`."""
         self._waiter: asyncio.Future[None] | None = None
 
     def add(self, data: bytes, ack_size: int) -> None:
@@ -32,17 +34,32 @@ class ReceiveBuffer:
         self._ended = True
         self._wake()
 
+    def finish(self) -> None:
+        """End for a reader that is between messages, once all that arrived is read."""
+        self.finishing = True
+        self._wake()
+
     @property
     def has_unread(self) -> bool:
         """Whether there is anything to read."""
         return bool(self._unread or self._taken)
 
-    async def read(self, size: int) -> bytes:
-        """Return the next `size` bytes, fewer only at the end of the stream. Cancelling loses nothing."""
+    @property
+    def stopped(self) -> bool:
+        """Whether the stream has ended for its reader, though not for its sender."""
+        return self.finishing and not self._ended and not self.has_unread
+
+    async def read(self, size: int, *, is_first: bool = False) -> bytes:
+        """Return the next `size` bytes, fewer only at the end of the stream. Cancelling loses nothing.
+
+        Args:
+            size: how many.
+            is_first: they begin a message.
+        """
         while self._taken_size < size:
             if self._unread:
                 self._take(size)
-            elif self._ended:
+            elif self._ended or (is_first and self.stopped):
                 break
             else:
                 self._waiter = asyncio.get_running_loop().create_future()

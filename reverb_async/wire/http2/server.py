@@ -5,25 +5,36 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import grpclib.server
 from grpclib.encoding.base import CodecBase
-from grpclib.events import SendTrailingMetadata, listen
+from grpclib.events import RecvRequest, SendTrailingMetadata, listen
 from grpclib.protocol import H2Protocol
 
+from reverb_async.errors import TableClosed
 from reverb_async.wire.grpc_codec import GrpcCodec
 from reverb_async.wire.http2.connection import MAX_MESSAGE_BYTES, Endpoint
 from reverb_async.wire.http2.data_path import chosen_protocol
 from reverb_async.wire.http2.guards import ConnectionStats, Guards
 from reverb_async.wire.http2.stream import Stream
+from reverb_async.wire.http2.unary import CallHandler
 from reverb_async.wire.http2.window import WindowBudget
-from reverb_async.wire.status import ERROR_KEY, pack_details
+from reverb_async.wire.status import ERROR_KEY, pack_details, to_grpc_error
 
 if TYPE_CHECKING:
     from grpclib._typing import IServable
 
 WINDOW_BYTES = 256 << 20
+
+LINGER_S = 0.5
+"""A peer without a call has so long to leave, having been told to, before its connection is closed."""
+
+HANDLERS_S = 2.0
+"""Handlers that do not end when they are cancelled are waited for no longer than this."""
+
+_HEALTH = "/grpc.health."
 
 
 class ReplayServer(grpclib.server.Server):
@@ -68,8 +79,10 @@ class ReplayServer(grpclib.server.Server):
         )
 
     def _protocol_factory(self) -> H2Protocol:
-        made = super()._protocol_factory()
-        return cast("H2Protocol", chosen_protocol()(made.handler, made.config, made.h2_config, self._endpoint))
+        self.__gc_step__()
+        handler = CallHandler(self._mapping, self._codec, self._status_details_codec, self.__dispatch__)
+        self._handlers.add(handler)
+        return cast("H2Protocol", chosen_protocol()(handler, self._config, self._h2_config, self._endpoint))
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
@@ -96,6 +109,45 @@ class ReplayServer(grpclib.server.Server):
         for connection in list(self._endpoint.connections):
             connection.abort()
 
+    def go_away(self) -> None:
+        """Refuse new calls, and tell the peers to make none; those that run go on."""
+        listen(self, RecvRequest, _refuse)
+        for connection in list(self._endpoint.connections):
+            connection.go_away()
+
+    @property
+    def num_calls(self) -> int:
+        """How many calls run."""
+        return sum(len(connection.processor.streams) for connection in self._endpoint.connections)
+
+    async def calls_ended(self, timeout: float) -> None:
+        """Wait until no call runs, for so many seconds at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                for connection in list(self._endpoint.connections):
+                    while connection.processor.streams:
+                        connection.connection.stream_close_waiter.clear()
+                        await connection.connection.stream_close_waiter.wait()
+
+    async def see_off(self, timeout: float) -> None:
+        """Let peers take what was sent to them, and leave, having been told to; close the connections of the others.
+
+        Args:
+            timeout: seconds after which connections that cannot get rid of their data are left to `wait_closed`.
+        """
+        deadline = self._loop.time() + timeout
+        if not await self._idle_by(min(deadline, self._loop.time() + LINGER_S)):
+            for connection in list(self._endpoint.connections):
+                connection.part()
+            await self._idle_by(deadline)
+
+    async def _idle_by(self, deadline: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                await self._endpoint.idle.wait()
+                return True
+        return False
+
     async def wait_closed(self) -> None:
         """Wait, after `close`, until the handlers have ended, then drop the connections.
 
@@ -107,8 +159,14 @@ class ReplayServer(grpclib.server.Server):
         await self._handlers_ended()
 
     async def _handlers_ended(self) -> None:
-        for handler in list(self._handlers):
-            await handler.wait_closed()
+        ending = {task for handler in self._handlers for task in handler._cancelled}
+        if ending:
+            await asyncio.wait(ending, timeout=HANDLERS_S)
+
+
+async def _refuse(event: RecvRequest) -> None:
+    if not event.method_name.startswith(_HEALTH):
+        raise to_grpc_error(TableClosed("the server is stopping"))
 
 
 async def _add_details(event: SendTrailingMetadata) -> None:

@@ -89,7 +89,7 @@ class Stream(grpclib.protocol.Stream):
             self._prefix = b""
             return body
         if not self._prefix:
-            prefix = await self.buffer.read(PREFIX_BYTES)
+            prefix = await self.buffer.read(PREFIX_BYTES, is_first=True)
             if not prefix:
                 self._check_end()
                 return b""
@@ -99,10 +99,9 @@ class Stream(grpclib.protocol.Stream):
         self._body_is_next = True
         return self._prefix
 
-    @property
-    def has_message(self) -> bool:
-        """Whether a message is known to be here whole, so that `receive` returns it at once."""
-        return False
+    def ready(self, most: int, nbytes: int) -> list[Body]:
+        """Return the next messages that are known to be here whole, at most so many, and none behind so many bytes."""
+        return []
 
     async def receive(self) -> Body | None:
         """Return the next message's body, None at the end of the stream. Cancelling loses nothing.
@@ -120,6 +119,15 @@ class Stream(grpclib.protocol.Stream):
         """Refuse a call of a unary method that has ended without a message."""
         if self.needs_message:
             raise to_grpc_error(InvalidArgument("the call ended without a message"))
+
+    def finish_reading(self) -> None:
+        """Let the reader come to an end after what has been received, or has begun to be; never waits."""
+        self.buffer.finish()
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether `finish_reading` ended the messages before their sender did."""
+        return self.buffer.stopped
 
     def _check_prefix(self, prefix: bytes) -> None:
         if len(prefix) < PREFIX_BYTES:
@@ -163,6 +171,8 @@ class Stream(grpclib.protocol.Stream):
         """Open the stream; waits while the peer admits no more streams."""
         while True:
             await self._writable()
+            if self.connection.is_leaving:
+                raise StreamTerminatedError("the server goes away")
             try:
                 stream_id = self._h2_connection.get_next_available_stream_id()
                 self._h2_connection.send_headers(stream_id, headers, end_stream=end_stream)
@@ -266,7 +276,7 @@ class Stream(grpclib.protocol.Stream):
             await self.connection.write_ready.wait()
         if self.connection.is_closing():
             if self.id is None:
-                raise StreamTerminatedError("Connection lost")
+                raise StreamTerminatedError(self.connection.end_reason)
             while self.terminated is None:  # soon: then grpclib knows it too, and takes it for no fault of the handler
                 self.window_updated.clear()
                 await self.window_updated.wait()

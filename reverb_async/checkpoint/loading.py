@@ -1,0 +1,62 @@
+"""Finding the newest checkpoint that is whole."""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+from reverb_async.checkpoint.damage import Damage
+from reverb_async.checkpoint.directory import Directory
+from reverb_async.checkpoint.image import CheckpointOnDisk
+from reverb_async.checkpoint.manifest import read_manifest
+from reverb_async.errors import CheckpointError
+
+logger = logging.getLogger("reverb_async")
+
+OnCorrupt = Literal["previous", "fail"]
+
+
+def newest_whole(directory: Directory, on_corrupt: OnCorrupt) -> CheckpointOnDisk | None:
+    """Read and check checkpoints, the newest first, until one is whole; None: there is none at all.
+
+    Those found damaged are logged and put aside as ``ckpt-....corrupt``, once a whole one has been found.
+
+    Raises:
+        CheckpointError: one is damaged and `on_corrupt` is ``"fail"``; all are; or one is of a later format.
+    """
+    damaged: list[tuple[int, Damage]] = []
+    for sequence in directory.sequences():
+        try:
+            image = read_checkpoint(directory, sequence)
+        except Damage as damage:
+            logger.error("checkpoint %s is damaged: %s", directory.checkpoint_path(sequence), damage)
+            if on_corrupt == "fail":
+                raise CheckpointError(
+                    f"checkpoint {directory.checkpoint_path(sequence)} is damaged: {damage}; on_corrupt='previous' "
+                    f"takes the one before, if it is whole"
+                ) from damage
+            damaged.append((sequence, damage))
+            continue
+        for bad, _ in damaged:
+            directory.mark_corrupt(bad)
+        if damaged:
+            logger.error("using the previous checkpoint, %s", directory.checkpoint_path(sequence))
+        return image
+    if damaged:
+        raise CheckpointError(
+            f"none of the {len(damaged)} checkpoints in {directory.path} is whole; the newest: {damaged[0][1]}; "
+            f"to start empty, move the directory away"
+        )
+    return None
+
+
+def read_checkpoint(directory: Directory, sequence: int) -> CheckpointOnDisk:
+    """Read and check one checkpoint.
+
+    Raises:
+        Damage: it is not what was written.
+        CheckpointError: it is of a later format.
+    """
+    image = CheckpointOnDisk(directory, read_manifest(directory.manifest_path(sequence), sequence))
+    directory.verified.add(sequence)
+    return image
