@@ -28,7 +28,7 @@ from reverb_async.server.listening import LOOPBACK, checked_tls, listen, listen_
 from reverb_async.server.rpc import INSERT, SERVICE, HealthHandlers, ReplayHandlers
 from reverb_async.service.service import ReplayService, TransportStatus
 from reverb_async.table import Table
-from reverb_async.wire.http2 import ReplayServer, WindowBudget
+from reverb_async.wire.http2 import ConnectionStats, Guards, ReplayServer, WindowBudget
 
 if TYPE_CHECKING:
     from grpclib._typing import IServable
@@ -102,6 +102,8 @@ class Server:
         self._budget = WindowBudget(self._replay.limits.received_bytes // 2)
         self._budget.may_store = self._replay.memory.may_store
         self._service.transport_status = self._transport_status
+        self._guards = Guards(max_connections=self._replay.limits.max_connections)
+        self._stats = ConnectionStats()
         self._handlers: ReplayHandlers | None = None
         if checkpointer is not None and not isinstance(checkpointer, Checkpointer):
             raise InvalidArgument(
@@ -181,6 +183,8 @@ class Server:
                 storing=(INSERT, compat.INSERT),
                 window_budget=self._budget,
                 pool=pool,
+                guards=self._guards,
+                stats=self._stats,
             )
 
         for_all = native if self._is_protected else [*native, *deepmind]
@@ -257,6 +261,11 @@ class Server:
         self._transports.add(transport)
         self._clients.add(client)
         return client
+
+    @property
+    def stats(self) -> ConnectionStats:
+        """How many connections from other processes there are, and how many were refused or dropped, by reason."""
+        return self._stats
 
     @property
     def tables(self) -> dict[str, Table]:

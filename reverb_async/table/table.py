@@ -164,6 +164,7 @@ class Table:
             state.watch(is_saved=all(mine[name] == saved[name] for name in ("name", "sampler", "remover")))
         state.settle_restored(make_room=any(mine[name] != saved[name] for name in ("max_size", "max_bytes")))
         state.listeners = self.state.listeners
+        state.count_in(self.state.memory)
         self.state = state
         live = state.live_slots()
         self._last_insert = float(state.slots.inserted_at[live].max()) if len(live) else 0.0

@@ -35,6 +35,7 @@ EXCEPTIONS = {
     ("checkpoint/saving.py", "importlib"): "asks for this package's version",
     ("core/dtypes.py", "importlib"): "imports ml_dtypes, where it is installed",
     ("core/storage/backing.py", "ctypes"): "asks where our own memory lies",
+    ("serve.py", "ctypes"): "gives the C library's free memory back to the system",
 }
 
 

@@ -22,6 +22,7 @@ from reverb_async.security.tls import HANDSHAKE_S, SHUTDOWN_S
 from reverb_async.wire.grpc_codec import GrpcCodec
 from reverb_async.wire.http2.connection import MAX_MESSAGE_BYTES, Endpoint
 from reverb_async.wire.http2.data_path import chosen_protocol
+from reverb_async.wire.http2.guards import ConnectionStats, Guards
 from reverb_async.wire.http2.stream import Stream
 from reverb_async.wire.http2.unary import CallHandler
 from reverb_async.wire.http2.window import WindowBudget
@@ -54,6 +55,8 @@ class ReplayServer(grpclib.server.Server):
         storing: paths of the methods whose messages bring what is stored; see `WindowBudget.may_store`.
         window_budget: what streams may receive unread beyond 64 KiB each; servers may share one.
         pool: memory for long messages; servers may share one.
+        guards: limits of connections.
+        stats: counts connections; servers may share one, and with it the limit on connections.
     """
 
     def __init__(
@@ -66,6 +69,8 @@ class ReplayServer(grpclib.server.Server):
         storing: Collection[str] = (),
         window_budget: WindowBudget | None = None,
         pool: BufferPool | None = None,
+        guards: Guards | None = None,
+        stats: ConnectionStats | None = None,
     ) -> None:
         self.window_budget = WindowBudget(WINDOW_BYTES) if window_budget is None else window_budget
         self._endpoint = Endpoint(
@@ -75,10 +80,17 @@ class ReplayServer(grpclib.server.Server):
             window_budget=self.window_budget,
             pool=pool or BufferPool(),
             entered=lambda connection: self._handlers.add(cast("grpclib.server.Handler", connection.handler)),
+            guards=guards or Guards(),
+            stats=stats or ConnectionStats(),
         )
         chosen_protocol()  # refuses a choice that is none now, instead of every connection later
         super().__init__(handlers, codec=codec or GrpcCodec(), config=self._endpoint.config)
+        # As grpclib's, but a header that is not ASCII is a fault of one stream's: `Processor` looks for it.
+        self._h2_config.header_encoding = "latin-1"
         listen(self, SendTrailingMetadata, _add_details)
+        self._endpoint.unary = frozenset(
+            path for path, handler in self._mapping.items() if not handler.cardinality.client_streaming
+        )
 
     def _protocol_factory(self) -> H2Protocol:
         self.__gc_step__()
@@ -116,6 +128,11 @@ class ReplayServer(grpclib.server.Server):
     def sockets(self) -> tuple[socket.socket, ...]:
         """The sockets that listen; empty before `start` and after `close`."""
         return () if self._server is None else tuple(cast("asyncio.Server", self._server).sockets)
+
+    @property
+    def stats(self) -> ConnectionStats:
+        """How many connections there are, and what became of others."""
+        return self._endpoint.stats
 
     @property
     def num_connections(self) -> int:
