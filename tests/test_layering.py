@@ -27,7 +27,7 @@ ALLOWED = {
     "sessions": ["errors", "protocol"],
     "saving": ["core"],
     "replay": ["alarms", "core", "errors", "limits", "protocol", "saving", "sessions", "table"],
-    "checkpoint": ["checkpoint", "compat.tensors", "core", "errors", "replay", "saving", "table"],
+    "checkpoint": ["alarms", "checkpoint", "compat.tensors", "core", "errors", "replay", "saving", "table"],
     "service": ["core", "errors", "limits", "protocol", "replay", "service", "sessions", "table", "waiting"],
     "wire": ["client.transport", "core", "errors", "protocol", "wire"],
     "client": ["client", "core", "errors", "protocol", "waiting"],
