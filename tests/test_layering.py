@@ -29,7 +29,7 @@ ALLOWED = {
     "sessions": ["errors", "protocol"],
     "saving": ["core"],
     "replay": ["alarms", "core", "errors", "limits", "logs", "protocol", "saving", "sessions", "table"],
-    "checkpoint": ["checkpoint", "compat.tensors", "core", "errors", "replay", "saving", "table"],
+    "checkpoint": ["alarms", "checkpoint", "compat.tensors", "core", "errors", "replay", "saving", "table"],
     "service": [
         *["core", "errors", "limits", "protocol", "replay", "security.grants", "service", "sessions", "table"],
         "waiting",

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+from reverb_async.alarms import Alarms
 from reverb_async.checkpoint.directory import Directory
 from reverb_async.checkpoint.file_system import FileSystem
 from reverb_async.checkpoint.image import CheckpointOnDisk
@@ -30,6 +31,9 @@ T = TypeVar("T")
 
 _FULL = {errno.ENOSPC, errno.EFBIG, *(getattr(errno, name) for name in ("EDQUOT",) if hasattr(errno, name))}
 _FIRST_RETRY_S = 5.0
+
+ALARM = "checkpoint"
+"""The alarm of a server whose last attempt to save failed."""
 
 
 class Checkpointer:
@@ -52,7 +56,7 @@ class Checkpointer:
 
     Attributes:
         path: the directory.
-        alarm: why the last attempt to save failed; None: it did not.
+        alarm: why the last attempt to save failed; None: it did not. Clients see it in `Client.server_status`.
         last_path: the newest checkpoint; None: there is none.
         last_saved: when it was written, in seconds since the epoch.
     """
@@ -88,6 +92,7 @@ class Checkpointer:
         self._directory = Directory(self.path.absolute(), self._files)
         self._thread: ThreadPoolExecutor | None = None
         self._saver: Saver | None = None
+        self._alarms: Alarms | None = None
         self._running: asyncio.Task[str] | None = None
         self._next: asyncio.Task[str] | None = None
         self._timer: asyncio.Task[None] | None = None
@@ -109,6 +114,7 @@ class Checkpointer:
         try:
             await self._do(self._directory.prepare)
             self._saver = Saver(replay, self._directory, self._thread)
+            self._alarms = replay.alarms
             image = await self._do(newest_whole, self._directory, self._on_corrupt)
             self._saver.last_number = await self._do(self._directory.last_segment)
             if image is None:
@@ -206,6 +212,8 @@ class Checkpointer:
         except ReplayError as error:
             raise self._failed(error) from None
         self.alarm, self._failures = None, 0
+        if self._alarms is not None:
+            self._alarms.clear(ALARM)
         path = str(self._directory.checkpoint_path(manifest.sequence))
         self.last_path, self.last_saved = path, manifest.time
         items = sum(table.items for table in manifest.tables)
@@ -220,6 +228,8 @@ class Checkpointer:
     def _failed(self, error: ReplayError) -> ReplayError:
         self._failures += 1
         self.alarm = str(error)
+        if self._alarms is not None:
+            self._alarms.give(ALARM, self.alarm)
         logger.error("no checkpoint: %s", error)
         return error
 
