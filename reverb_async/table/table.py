@@ -164,6 +164,7 @@ class Table:
             state.watch(is_saved=all(mine[name] == saved[name] for name in ("name", "sampler", "remover")))
         state.settle_restored(make_room=any(mine[name] != saved[name] for name in ("max_size", "max_bytes")))
         state.listeners = self.state.listeners
+        state.count_in(self.state.memory)
         self.state = state
         live = state.live_slots()
         self._last_insert = float(state.slots.inserted_at[live].max()) if len(live) else 0.0
@@ -184,12 +185,13 @@ class Table:
         return cls(config.pop("name"), **config)
 
     def redefine(self, definition: Mapping[str, Any]) -> None:
-        """Take on another definition of the same name, as `definition` gave it; the table is empty and not yet open.
+        """Take on another definition of the same name, as `definition` gave it; nothing has happened to the table yet.
 
         Raises:
             InvalidArgument: it is none.
         """
         other = type(self).from_definition(definition)
+        other.state.count_in(self.state.memory)
         self._config, self._signature, self.state = other._config, other._signature, other.state
         self._fitting.clear()
 
