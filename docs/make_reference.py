@@ -15,6 +15,7 @@ GROUPS = {
     "Serving": ["Server", "Limits", "Table", "Checkpointer", "TableInfo", "ServerStatus", "Alarm"],
     "Client": ["Client", "Sampler", "BatchSampler", "Sample", "SampleInfo", "Batch", "BatchInfo", "MutateResult"],
     "Writing": ["TrajectoryWriter", "TrajectoryColumn"],
+    "Security": ["ServerTLS", "ClientTLS"],
     "Data": ["ArraySpec", "Ragged"],
 }
 

@@ -30,6 +30,7 @@ from reverb_async.errors import (
     Unavailable,
 )
 from reverb_async.limits import Limits
+from reverb_async.security import ClientTLS, ServerTLS
 from reverb_async.server import Server
 from reverb_async.table import Table
 
@@ -44,6 +45,7 @@ __all__ = [
     "CheckpointError",
     "Checkpointer",
     "Client",
+    "ClientTLS",
     "Closed",
     "DeadlineExceeded",
     "ExpiredReference",
@@ -62,6 +64,7 @@ __all__ = [
     "Sampler",
     "Server",
     "ServerStatus",
+    "ServerTLS",
     "SignatureMismatch",
     "Table",
     "TableClosed",

@@ -20,6 +20,7 @@ from reverb_async.core.storage.restoring import RestoringStore
 from reverb_async.core.table_state import TableState
 from reverb_async.errors import InvalidArgument, TableNotFound
 from reverb_async.limits import Limits
+from reverb_async.logs import Repeats
 from reverb_async.protocol.hello import KEYS_PER_BLOCK
 from reverb_async.saving import ReplayCut, ReplayImage
 from reverb_async.sessions import Sessions, read_sessions
@@ -68,6 +69,7 @@ class Replay:
         # Random, so that keys which survive a restart in a client's hands do not name other items afterwards.
         self._next_block = secrets.randbelow(_BLOCKS)
         self._num_writers = 0
+        self._repeats = Repeats(logger)
         self._cut: ReplayCut | None = None
 
     def table(self, name: str) -> Table:
@@ -88,7 +90,7 @@ class Replay:
             if len(keys):
                 table.mutate(keys[:0], np.zeros(0), keys)
                 self.encoded.damaged += len(keys)
-                logger.warning("table %r: removed %d items: %s", table.name, len(keys), damage)
+                self._repeats.warning(f"table {table.name!r}: removed {len(keys)} items: {damage}")
 
     def grant_keys(self) -> int:
         """Return the first of `KEYS_PER_BLOCK` keys that are granted to nobody else."""

@@ -21,21 +21,26 @@ ALLOWED = {
     "protocol": ["core", "errors", "protocol"],
     "hosts": [],
     "limits": ["errors"],
+    "logs": [],
     "metrics": [],
-    "waiting": [],
-    "table": ["alarms", "core", "errors", "limits", "metrics", "table", "waiting"],
+    "security": ["errors", "security"],
+    "waiting": ["logs"],
+    "table": ["alarms", "core", "errors", "limits", "logs", "metrics", "table", "waiting"],
     "sessions": ["errors", "protocol"],
     "saving": ["core"],
-    "replay": ["alarms", "core", "errors", "limits", "protocol", "saving", "sessions", "table"],
+    "replay": ["alarms", "core", "errors", "limits", "logs", "protocol", "saving", "sessions", "table"],
     "checkpoint": ["alarms", "checkpoint", "compat.tensors", "core", "errors", "replay", "saving", "table"],
-    "service": ["core", "errors", "limits", "protocol", "replay", "service", "sessions", "table", "waiting"],
-    "wire": ["client.transport", "core", "errors", "protocol", "wire"],
-    "client": ["client", "core", "errors", "protocol", "waiting"],
+    "service": [
+        *["core", "errors", "limits", "protocol", "replay", "security.grants", "service", "sessions", "table"],
+        "waiting",
+    ],
+    "wire": ["client.transport", "core", "errors", "protocol", "security", "wire"],
+    "client": ["client", "core", "errors", "hosts", "logs", "protocol", "security", "waiting"],
     "compat": [
         *["compat", "core", "errors", "limits", "metrics", "protocol", "replay", "service", "sessions", "table"],
         *["waiting", "wire"],
     ],
-    "config": ["checkpoint", "compat.signatures", "config", "core", "errors", "hosts", "limits", "table"],
+    "config": ["checkpoint", "compat.signatures", "config", "core", "errors", "hosts", "limits", "security", "table"],
     "local_streams": ["errors", "protocol", "waiting"],
     "inprocess": ["client.transport", "core", "errors", "local_streams", "protocol", "service"],
     "foreign": [
@@ -52,8 +57,11 @@ ALLOWED = {
             "hosts",
             "inprocess",
             "limits",
+            "logs",
+            "metrics",
             "protocol",
             "replay",
+            "security",
             "server",
             "service",
             "table",
@@ -63,7 +71,7 @@ ALLOWED = {
 }
 """Parts of the package and what they import from it; whatever is not named here may import everything."""
 
-FREE = {"__init__", "serve", "testing"}
+FREE = {"__init__", "serve", "testing", "tokens"}
 
 LAZILY = {("client/client.py", "wire.transport"), ("client/client.py", "foreign.transport")}
 """Imports that only run when a client connects over a wire."""

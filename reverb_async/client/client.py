@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from reverb_async.client.arguments import (
     as_subscription,
     check_address,
     check_connect_timeout,
+    check_credentials,
     check_priorities,
     check_table_name,
 )
@@ -34,6 +36,7 @@ from reverb_async.client.writing.writer import TrajectoryWriter
 from reverb_async.core.draw import MutateResult
 from reverb_async.core.info import ServerStatus, TableInfo
 from reverb_async.errors import Closed
+from reverb_async.security import ClientTLS, Credentials
 
 _ATTEMPT_S = 10.0
 """One attempt to connect takes no longer, so that there are several."""
@@ -43,17 +46,24 @@ class Client:
     """A connection to one server; connects at the first call, and again whenever it is lost.
 
     Use it with ``async with``, or `close` it. It belongs to the event loop of its first call; pickled, it is the
-    address and the options, and connects anew elsewhere. `timeout` is seconds in every method: None waits, 0 is now or
-    fail.
+    address and the options, a token included, and connects anew elsewhere. `timeout` is seconds in every method: None
+    waits, 0 is now or fail.
 
     Args:
         address: ``"host:port"`` or ``"unix:///path"``; ``"reverb://host:port"`` is a server of DeepMind's dm-reverb.
         connect_timeout: while nothing answers, calls wait so many seconds, then raise `Unavailable`; None: for ever.
         shared_memory: ``"auto"``: large batches are read in the memory of a server on the same host and of the same
             user (Linux), see `transport`; everything else travels over the wire. False: everything does.
+        tls: encrypt the connections, and check the server's certificate: True, with what the system trusts, or a
+            `ClientTLS`.
+        token: what the server knows this client by: the token itself, the path of a file (a `pathlib.Path`) that has
+            it, or a function that returns it; file and function are asked again for every call and stream.
+        insecure: send the token although it can be read on its way: without `tls`, to another machine.
 
     Raises:
         InvalidArgument: an argument is none of these.
+
+    A server's refusals are `PermissionDenied`, by any method.
     """
 
     def __init__(
@@ -62,12 +72,22 @@ class Client:
         *,
         connect_timeout: float | None = 60.0,
         shared_memory: Literal["auto", False] = "auto",
+        tls: bool | ClientTLS = False,
+        token: str | os.PathLike[str] | Callable[[], str] | None = None,
+        insecure: bool = False,
     ) -> None:
         check_address(address)
         check_connect_timeout(connect_timeout)
         check_shared_memory(shared_memory)
+        check_credentials(address, tls, token, insecure)
         self._address = address
-        self._options: dict[str, Any] = {"connect_timeout": connect_timeout, "shared_memory": shared_memory}
+        self._options: dict[str, Any] = {
+            "connect_timeout": connect_timeout,
+            "shared_memory": shared_memory,
+            "tls": tls,
+            "token": token,
+            "insecure": insecure,
+        }
         self._set_up(None)
 
     @classmethod
@@ -94,7 +114,7 @@ class Client:
 
     @property
     def transport(self) -> str:
-        """How the server is reached: ``"tcp"``, ``"unix"``, ``"in-process"``, or ``"reverb"`` by DeepMind's protocol.
+        """How the server is reached: ``"tcp"``, ``"tls"``, ``"unix"``, ``"in-process"``, ``"reverb"`` (DeepMind's way).
 
         After the first call also whether its memory is shared, ``"tcp + shared memory"``, or why not:
         ``"tcp (no shared memory: the server is on another host)"``.
@@ -103,7 +123,7 @@ class Client:
             connector = self._parts.connector
             return connector.memory.describe(connector.transport.name)
         scheme, found, _ = self._address.partition("://")
-        return scheme if found else "tcp"
+        return scheme if found else "tls" if self._options["tls"] else "tcp"
 
     # -- inserting ----------------------------------------------------------------------------------------------------
 
@@ -430,8 +450,11 @@ class Client:
         self._check_open()
         if self._parts is None:
             patience = self._options["connect_timeout"]
+            tls, token = self._options["tls"], self._options["token"]
             transport = _connect(
-                self._address, _ATTEMPT_S if patience is None else min(_ATTEMPT_S, patience or _ATTEMPT_S)
+                self._address,
+                _ATTEMPT_S if patience is None else min(_ATTEMPT_S, patience or _ATTEMPT_S),
+                Credentials(ClientTLS() if tls is True else tls or None, token),
             )
             self._parts = Parts(transport, patience, SharedMemory(self._options["shared_memory"] == "auto"))
         return self._parts
@@ -460,7 +483,7 @@ class Client:
         return f"<Client of {self._address}{', closed' if self._is_closed else ''}>"
 
 
-def _connect(address: str, timeout: float) -> Transport:
+def _connect(address: str, timeout: float, credentials: Credentials) -> Transport:
     """Return the transport to an address; only clients of other processes need what is imported here."""
     if address.startswith("reverb://"):
         from reverb_async.foreign.transport import ForeignTransport
@@ -468,7 +491,7 @@ def _connect(address: str, timeout: float) -> Transport:
         return ForeignTransport(address, timeout)
     from reverb_async.wire.transport import GrpcTransport
 
-    return GrpcTransport(address, timeout)
+    return GrpcTransport(address, timeout, credentials)
 
 
 def _rebuilt(address: str, options: dict[str, Any]) -> Client:

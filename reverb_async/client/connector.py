@@ -27,6 +27,7 @@ from reverb_async.errors import (
     TableNotFound,
     Unavailable,
 )
+from reverb_async.logs import Repeats
 from reverb_async.protocol.hello import KEYS_PER_BLOCK, Hello
 from reverb_async.protocol.message import Duplex
 from reverb_async.waiting import reported
@@ -46,6 +47,7 @@ class Connector:
 
     Attributes:
         failure: why the latest attempt failed; None once one has succeeded.
+        repeats: for warnings that many parts of a client may have at the same time.
         closed: nothing can be asked any more.
         is_server_closed: because the server in this process was closed.
     """
@@ -57,6 +59,7 @@ class Connector:
         self.memory = memory or SharedMemory(False)
         self.connect_timeout = connect_timeout
         self.failure: Unavailable | None = None
+        self.repeats = Repeats(logger)
         self.closed = False
         self.is_server_closed = False
         self._is_reported = False
@@ -121,7 +124,11 @@ class Connector:
         """
         self.check_usable()
         retry, loop = Retry(self, what), asyncio.get_running_loop()
-        with reported(lambda: f"{what} at {self.address}" + ("" if self.failure is None else f": {self.failure}")):
+
+        def wait() -> str:
+            return f"{what} at {self.address}" + ("" if self.failure is None else f": {self.failure}")
+
+        with reported(wait, repeats=self.repeats):
             while True:
                 since = loop.time()
                 try:

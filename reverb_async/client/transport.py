@@ -21,7 +21,7 @@ class Transport(Protocol):
     """Where the server is, as the user wrote it."""
 
     name: str
-    """``"tcp"``, ``"unix"`` or ``"in-process"``."""
+    """``"tcp"``, ``"tls"``, ``"unix"`` or ``"in-process"``."""
 
     async def hello(self) -> Hello:
         """Introduce the client; grants a new block of keys."""

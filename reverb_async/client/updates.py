@@ -72,7 +72,9 @@ class UpdateStream(Conversation):
         what = f"updating priorities in {table!r}"
         with ExitStack() as scope:
             if timeout is None or timeout > FIRST_WARNING_S:
-                scope.enter_context(reported(lambda: f"{what} at {self.connector.address}"))
+                scope.enter_context(
+                    reported(lambda: f"{what} at {self.connector.address}", repeats=self.connector.repeats)
+                )
             async with time_limit(timeout, self.connector, what):
                 results = await self._answers(blocks)
         if len(results) == 1:

@@ -161,7 +161,9 @@ class InsertStream:
         table, encoded = items[0].table, self._service.encoded
         inserts = self._tables.get(table)
         if inserts is None:
-            inserts = self._tables[table] = TableInserts(table, self._service.replay, self._confirm, self._fail)
+            inserts = self._tables[table] = TableInserts(
+                table, self._service.replay, self._confirm, self._fail, self._stream.peer
+            )
         _, keys, priorities, _, kept, episodes = zip(*items, strict=True)
         inserts.insert(
             encoded.block(

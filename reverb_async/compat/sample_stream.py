@@ -56,7 +56,8 @@ class SampleStream:
         while left:
             # Each wait may take all the time: DeepMind's server, too, starts anew with every part of an answer.
             deadline = Deadline(_timeout(request.timeout_ms))
-            draw = await table.sample(min(left, most, _room(table)), deadline=deadline, any_number=True)
+            number = min(left, most, _room(table))
+            draw = await table.sample(number, deadline=deadline, any_number=True, peer=self._stream.peer)
             left -= len(draw)
             most = min(2 * most, MAX_DRAWN)
             await self._send(table, draw)

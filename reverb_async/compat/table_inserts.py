@@ -25,6 +25,7 @@ class TableInserts:
         replay: what the table belongs to.
         confirm: called with the keys of items, in the step that inserted them.
         failed: called with what ended the wait of items before they were in.
+        peer: where they come from.
 
     Attributes:
         count: how many wait.
@@ -37,7 +38,9 @@ class TableInserts:
         replay: Replay,
         confirm: Callable[[list[int]], None],
         failed: Callable[[ReplayError], None],
+        peer: str = "",
     ) -> None:
+        self._peer = peer
         self.count = 0
         self.nbytes = 0
         self._limit = max(1, min(table.state.max_size // 10, 1000))
@@ -77,7 +80,7 @@ class TableInserts:
             self._confirm(keys[done : done + count])
             done += count
 
-        insertion = RowInsertion([self._table], [block], admitted)
+        insertion = RowInsertion([self._table], [block], admitted, self._peer)
         self.count += len(keys)
         try:
             is_done = insertion.try_now()

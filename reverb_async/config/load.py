@@ -20,6 +20,7 @@ from reverb_async.config.tables import TableConfig, read_table
 from reverb_async.errors import InvalidArgument
 from reverb_async.hosts import is_loopback
 from reverb_async.limits import Limits
+from reverb_async.security import ServerTLS, Tokens
 from reverb_async.table import Table
 
 DEFAULT_PORT = 8000
@@ -34,8 +35,11 @@ class ServerConfig:
         host: address to listen on.
         port: 0 is any free one; None (in TOML ``"none"``) is no TCP.
         unix: path of a Unix socket to listen on as well.
-        insecure: whether the host may be another than the loopback.
+        insecure: whether the host may be another than the loopback without TLS.
+        tls_certificate, tls_key, tls_client_ca: files, see `ServerTLS`.
+        tokens: file of the tokens that calls must show.
         reverb_compat: whether dm-reverb's clients are served too.
+        reverb_compat_insecure: whether that is so with TLS or tokens, too, or on which port of the loopback.
         grace: seconds that running calls have to end once the server is told to stop.
         checkpoint_dir: where checkpoints are kept; None: nowhere.
         checkpoint_every: seconds between them; None: only when asked for, and at the end.
@@ -48,13 +52,32 @@ class ServerConfig:
     port: int | None = DEFAULT_PORT
     unix: str | None = None
     insecure: bool = False
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+    tls_client_ca: str | None = None
+    tokens: str | None = None
     reverb_compat: bool = True
+    reverb_compat_insecure: bool | int = False
     grace: float = DEFAULT_GRACE_S
     checkpoint_dir: str | None = None
     checkpoint_every: float | None = None
     checkpoint_keep: int = 3
     on_corrupt: OnCorrupt = "previous"
     restore: RestorePolicy = "strict"
+
+    @property
+    def tls(self) -> ServerTLS | None:
+        """What the three files are for, if there are any."""
+        if self.tls_certificate is None or self.tls_key is None:
+            return None
+        return ServerTLS(self.tls_certificate, self.tls_key, self.tls_client_ca)
+
+    def check_files(self) -> None:
+        """Raise `InvalidArgument` if a certificate or the tokens cannot be used."""
+        if self.tls is not None:
+            self.tls.load()
+        if self.tokens is not None:
+            Tokens(self.tokens)
 
     def build_checkpointer(self) -> Checkpointer | None:
         """Make the checkpointer, if there is a directory for it."""
@@ -72,9 +95,9 @@ class ServerConfig:
         """Return the ``[server]`` section."""
         lines = ["[server]", f"host = {to_toml(self.host)}"]
         lines.append(f"port = {to_toml('none' if self.port is None else self.port)}")
-        lines.append("# unix: not set" if self.unix is None else f"unix = {to_toml(self.unix)}")
-        lines.append(f"insecure = {to_toml(self.insecure)}")
-        lines.append(f"reverb_compat = {to_toml(self.reverb_compat)}")
+        for key in ("unix", "insecure", *_TLS_KEYS, "tokens", "reverb_compat", "reverb_compat_insecure"):
+            value = getattr(self, key)
+            lines.append(f"# {key}: not set" if value is None else f"{key} = {to_toml(value)}")
         lines.append(f"grace = {to_toml(self.grace)}")
         for key in CHECKPOINT_KEYS[: 1 if self.checkpoint_dir is None else None]:
             value = getattr(self, key)
@@ -199,10 +222,14 @@ def _read_server(settings: Mapping[str, Setting]) -> ServerConfig:
     server = ServerConfig(**fields)
     if server.port is None and server.unix is None:
         raise settings["port"].refuse("without TCP there must be a Unix socket: add a path as `unix` (--unix PATH)")
-    if server.port is not None and not server.insecure and not is_loopback(server.host):
+    given = [key for key in _TLS_KEYS if key in settings]
+    if given and not (server.tls_certificate and server.tls_key):
+        raise settings[given[0]].refuse("TLS takes both `tls_certificate` and `tls_key` (--tls-certificate, --tls-key)")
+    if server.port is not None and not server.insecure and server.tls is None and not is_loopback(server.host):
         raise settings["host"].refuse(
-            f"{shown(server.host)} can be reached from other machines, and nothing is encrypted yet: use 127.0.0.1, "
-            f"or `insecure = true` (--insecure) if everybody on that network may read and change the tables"
+            f"{shown(server.host)} can be reached from other machines, and nothing is encrypted: use 127.0.0.1, or "
+            f"`tls_certificate` and `tls_key` (--tls-certificate, --tls-key), or `insecure = true` (--insecure) if "
+            f"everybody on that network may read and change the tables"
         )
     if server.checkpoint_dir is None:
         for key in CHECKPOINT_KEYS[1:]:
@@ -223,12 +250,20 @@ def _read_port(setting: Setting) -> int | None:
         raise InvalidArgument(f'{error}; 0 is any free one, "none" is no TCP') from None
 
 
+def _read_reverb_port(setting: Setting) -> bool | int:
+    return setting.value if isinstance(setting.value, bool) else setting.integer(0, 65535)
+
+
+_TLS_KEYS = ("tls_certificate", "tls_key", "tls_client_ca")
+
 _SERVER_READERS: dict[str, Callable[[Setting], Any]] = {
     "host": Setting.text,
     "port": _read_port,
     "unix": Setting.text,
     "insecure": Setting.boolean,
+    **dict.fromkeys((*_TLS_KEYS, "tokens"), Setting.text),
     "reverb_compat": Setting.boolean,
+    "reverb_compat_insecure": _read_reverb_port,
     "grace": lambda setting: setting.finite(zero=True),
     "checkpoint_dir": Setting.text,
     "checkpoint_every": Setting.finite,

@@ -35,12 +35,15 @@ class WaiterInfo:
         reason: what they wait for, in words.
         since: when the longest of them began to wait, in seconds since the epoch.
         count: how many they are.
+        peers: where the first few of them come from: ``"host:port"``, ``"process 1234"`` over a Unix socket,
+            ``"the server's process"``.
     """
 
     kind: str
     reason: str
     since: float
     count: int
+    peers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

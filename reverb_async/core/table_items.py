@@ -113,7 +113,7 @@ class TableItems:
 
     def count_in(self, account: Account) -> None:
         """Count what items take beside their rows in another account from now on."""
-        self._count_slots()  # Restored items were not counted yet.
+        self._count_slots()
         self.memory.give_back(self._counted_slots * ITEM_BYTES)
         self.memory = account
         account.used += self._counted_slots * ITEM_BYTES

@@ -88,6 +88,11 @@ class Duplex(Protocol):
     Every method but `abort` may be cancelled; a cancelled `send` breaks the stream.
     """
 
+    @property
+    def peer(self) -> str:
+        """Where the other end is, for people; empty if that is not known."""
+        return ""
+
     async def send(self, message: Message) -> None:
         """Hand a message over; waits while the peer's window or queue is full."""
 

@@ -404,7 +404,7 @@ class InsertStream:
         for block in blocks:  # What waits shall not keep the whole message.
             block.keys, block.priorities = block.keys.copy(), block.priorities.copy()
         items = WaitingItems(self, seq, blocks[0], Deadline(timeout))
-        insertion = RowInsertion(tables, blocks, items.admitted)
+        insertion = RowInsertion(tables, blocks, items.admitted, self._duplex.peer)
         if insertion.try_now():
             return
         items.pin()

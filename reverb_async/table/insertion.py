@@ -43,6 +43,7 @@ class RowInsertion:
         tables: distinct tables.
         blocks: one block of checked items per table, all of the same length; row `i` is item `i` of each.
         admitted: called with a number of rows, in the very step that inserted them.
+        peer: where they come from.
 
     Attributes:
         since: when the wait began, on the event loop's clock.
@@ -50,7 +51,14 @@ class RowInsertion:
 
     since = 0.0
 
-    def __init__(self, tables: Sequence[Table], blocks: Sequence[ItemBlock], admitted: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        tables: Sequence[Table],
+        blocks: Sequence[ItemBlock],
+        admitted: Callable[[int], None],
+        peer: str = "",
+    ) -> None:
+        self.peer = peer
         self._tables = tables
         self._blocks = blocks
         self._admitted = admitted
@@ -109,7 +117,7 @@ class RowInsertion:
             TableClosed: a table was closed.
         """
         try:
-            with reported(self._refusal, notice):
+            with reported(self._refusal, notice, crowd=self._tables[0].inserters):
                 async with deadline:
                     while not self._is_over:
                         deadline.check()

@@ -306,6 +306,7 @@ class Table:
         partial: bool = False,
         any_number: bool = False,
         notice: Notice | None = None,
+        peer: str = "",
     ) -> Draw:
         """Draw `n` items, waiting for the rate limiter.
 
@@ -327,7 +328,7 @@ class Table:
         self.raise_if_closed()
         request = SampleRequest(self.state, n, any_number=any_number)
         if len(self._samplers) or not request.fill():
-            await self._wait_for_samples(request, deadline or Deadline(None), partial, notice)
+            await self._wait_for_samples(request, deadline or Deadline(None), partial, notice, peer)
         draw = request.draw()
         self.sampled.count(len(draw))
         self.inserters.wake()
@@ -362,13 +363,13 @@ class Table:
         return draw
 
     async def _wait_for_samples(
-        self, request: SampleRequest, deadline: Deadline, partial: bool, notice: Notice | None
+        self, request: SampleRequest, deadline: Deadline, partial: bool, notice: Notice | None, peer: str
     ) -> None:
         def refusal() -> str:
             return self._sample_refusal(request)
 
         try:
-            with self._samplers.standing(), reported(refusal, notice):
+            with self._samplers.standing(peer), reported(refusal, notice, crowd=self._samplers):
                 async with deadline:
                     if len(self._samplers) > 1:
                         deadline.check()
@@ -491,6 +492,7 @@ class Table:
                     reason=self.insert_refusal(),
                     since=self.inserters.oldest,
                     count=len(self.inserters),
+                    peers=self.inserters.peers,
                 )
             )
         if len(self._samplers):
@@ -500,6 +502,7 @@ class Table:
                     reason=self._sample_refusal(self._at_head or SampleRequest(state, 1)),
                     since=self._samplers.oldest,
                     count=len(self._samplers),
+                    peers=self._samplers.peers,
                 )
             )
         oldest, now = state.oldest_inserted_at(), time.time()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import grpclib.server
@@ -11,7 +11,7 @@ import grpclib.server
 from reverb_async.errors import Unavailable
 from reverb_async.protocol.message import Message
 from reverb_async.wire.codec import Body, decode, encode
-from reverb_async.wire.http2 import JOINED_BYTES, Call, ReplayChannel, abort_server_stream, transport_of
+from reverb_async.wire.http2 import JOINED_BYTES, Call, ReplayChannel, abort_server_stream, peer_name, transport_of
 from reverb_async.wire.parts import MAX_UNIT_BYTES, PART_BYTES, Assembler, split
 from reverb_async.wire.status import TRANSPORT_ERRORS, cause_of, from_grpc_error, status_as_errors
 
@@ -36,6 +36,11 @@ class _GrpcDuplex(abc.ABC):
         self._take: Callable[[Message], bool] | None = None
         self._declined: tuple[Body, Message] | None = None
         self._failure: Exception | None = None
+
+    @property
+    def peer(self) -> str:
+        """Where the other end is."""
+        return self._peer
 
     async def send(self, message: Message) -> None:
         """Hand a message over; waits while the peer's window is full.
@@ -191,6 +196,12 @@ class GrpcServerDuplex(_GrpcDuplex):
         self._transport = transport_of(stream)
         super().__init__("the client", Assembler(max_unit_bytes, self._transport.connection.pool))
         self._stream = stream
+        self._peer_name = peer_name(stream.peer)
+
+    @property
+    def peer(self) -> str:
+        """Where the client is."""
+        return self._peer_name
 
     def _try_send(self, message: Message) -> bool:
         # The first message goes another way: it comes after the headers.
@@ -287,6 +298,7 @@ async def open_duplex(
     path: str,
     address: str,
     *,
+    headers: Sequence[tuple[str, str]] = (),
     max_unit_bytes: int = MAX_UNIT_BYTES,
     part_bytes: int = PART_BYTES,
 ) -> GrpcClientDuplex:
@@ -296,5 +308,5 @@ async def open_duplex(
         Unavailable: the server cannot be reached.
     """
     with status_as_errors(address):
-        call = await channel.open_call(path)
+        call = await channel.open_call(path, headers)
         return GrpcClientDuplex(call, address, max_unit_bytes=max_unit_bytes, part_bytes=part_bytes)

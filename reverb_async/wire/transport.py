@@ -10,6 +10,7 @@ from reverb_async.core.info import ServerStatus, TableInfo
 from reverb_async.errors import Closed, InvalidArgument, Unavailable
 from reverb_async.protocol.hello import PROTOCOL_VERSION, Hello
 from reverb_async.protocol.message import Duplex
+from reverb_async.security import Credentials
 from reverb_async.wire.duplex import GrpcClientDuplex, open_duplex
 from reverb_async.wire.generated.reverb_async import v1
 from reverb_async.wire.http2 import SILENCE_S, ReplayChannel
@@ -24,6 +25,8 @@ SERVICE = "reverb_async.v1.Replay"
 
 StreamKind = Literal["insert", "sample", "update"]
 
+_NO_CREDENTIALS = Credentials()
+
 
 class GrpcTransport:
     """Connections to one server, each made when it is first needed and again when it was lost.
@@ -35,20 +38,24 @@ class GrpcTransport:
     Args:
         address: ``"host:port"`` or ``"unix:///path"``.
         connect_timeout: seconds until an attempt to connect is given up.
+        credentials: how connections are encrypted and calls signed.
 
     Raises:
         InvalidArgument: `address` is neither.
 
     Attributes:
         address: the server's, as given.
-        name: ``"tcp"`` or ``"unix"``.
+        name: ``"tcp"``, ``"tls"`` or ``"unix"``.
     """
 
-    def __init__(self, address: str, connect_timeout: float | None = None) -> None:
+    def __init__(
+        self, address: str, connect_timeout: float | None = None, credentials: Credentials = _NO_CREDENTIALS
+    ) -> None:
         self.address = address
-        self.name = "unix" if address.startswith("unix:") else "tcp"
+        self.name = "unix" if address.startswith("unix:") else "tcp" if credentials.tls is None else "tls"
         self._target = parse_address(address)
         self._connect_timeout = connect_timeout
+        self._credentials = credentials
         self._channels: dict[str, ReplayChannel] = {}
         self._inserting: SharedChannel | None = None
         self._insert_streams: WeakSet[GrpcClientDuplex] = WeakSet()
@@ -77,15 +84,16 @@ class GrpcTransport:
             Unavailable: the server cannot be reached.
         """
         assert kind in get_args(StreamKind), kind
-        path = f"/{SERVICE}/{kind.title()}"
+        path, headers = f"/{SERVICE}/{kind.title()}", self._credentials.headers()
         if kind != "insert":
-            return await open_duplex(
-                self._channel("control" if kind == "update" else kind), path, self.address, part_bytes=self._part_bytes
-            )
+            channel = self._channel("control" if kind == "update" else kind)
+            return await open_duplex(channel, path, self.address, headers=headers, part_bytes=self._part_bytes)
         self._check_open()
         if self._inserting is None:
-            self._inserting = shared_channel(self._target, self._connect_timeout)
-        stream = await open_duplex(self._inserting.channel, path, self.address, part_bytes=self._part_bytes)
+            self._inserting = shared_channel(self._target, self._connect_timeout, self._credentials.tls)
+        stream = await open_duplex(
+            self._inserting.channel, path, self.address, headers=headers, part_bytes=self._part_bytes
+        )
         if self._closed:
             stream.abort()
             self._check_open()
@@ -144,7 +152,7 @@ class GrpcTransport:
         """
         channel = self._channel("control")
         with status_as_errors(self.address):
-            call = await channel.open_call(f"/{SERVICE}/{method}")
+            call = await channel.open_call(f"/{SERVICE}/{method}", self._credentials.headers())
             try:
                 await call.send(request, type(request), end=True)
                 answer = await call.receive(answer_type)
@@ -166,7 +174,12 @@ class GrpcTransport:
         if name not in self._channels:
             host, port, path = self._target
             self._channels[name] = ReplayChannel(
-                host, port, path=path, connect_timeout=self._connect_timeout, silence_s=SILENCE_S
+                host,
+                port,
+                path=path,
+                connect_timeout=self._connect_timeout,
+                tls=self._credentials.tls,
+                silence_s=SILENCE_S,
             )
         return self._channels[name]
 

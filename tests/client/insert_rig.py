@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Coroutine, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from reverb_async.client.writing.writer import TrajectoryWriter
 from reverb_async.core.info import TableInfo
 from reverb_async.errors import ReplayError, TableClosed, Unavailable
 from reverb_async.inprocess import InProcessTransport
+from reverb_async.logs import Repeats
 from reverb_async.protocol.inserting import InsertRequestReader, InsertResponse, Items
 from reverb_async.protocol.message import Duplex, Message
 from reverb_async.replay import Replay
@@ -212,6 +214,7 @@ class PlayedServer:
     address = "played:1"
 
     def __init__(self) -> None:
+        self.repeats = Repeats(logging.getLogger("reverb_async"))
         self.streams: list[PlayedStream] = []
         self.refusals: deque[ReplayError] = deque()
         self.losses: list[Unavailable] = []

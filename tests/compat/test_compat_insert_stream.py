@@ -329,6 +329,8 @@ async def test_episodes_are_counted_across_streams() -> None:
 class Burst:
     """A stream whose messages are all here already."""
 
+    peer = ""
+
     def __init__(self, messages: list[bytes]) -> None:
         self._messages = messages
         self.answers: list[list[int]] = []

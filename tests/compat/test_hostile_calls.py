@@ -188,6 +188,19 @@ async def test_a_tensor_that_claims_an_impossible_shape(shape) -> None:
         await assert_alive(server, client)
 
 
+@pytest.mark.parametrize("dtype", [20, 21, 101, 121, 255])
+async def test_a_tensor_that_is_no_plain_array_does_not_get_in(dtype) -> None:
+    tensor = b"\x08" + varint(dtype) + field(2, field(2, b"\x08\x01")) + field(15, field(1, b"builtins.eval"))
+    request = field(1, b"\x08\x05" + field(5, field(1, tensor)))
+    request += bytes(InsertStreamRequest(items=[item(1, "t", column((5, 0, 1)))]))
+    async with served(*tables()) as (server, client):
+        stream = client.inserting()
+        await stream.send(request)
+        assert (await status(stream.call))[0] == "INVALID_ARGUMENT"
+        assert not server.tables["t"].state.size
+        await assert_alive(server, client)
+
+
 async def test_streams_that_come_and_go_leave_nothing() -> None:
     async with served(ra.Table.queue("t", 30), ra.Table("ok", max_size=10)) as (server, client):
         for turn in range(10):

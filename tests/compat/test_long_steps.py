@@ -53,6 +53,8 @@ async def turns_of_others(work: Awaitable[Any], look: Callable[[], int] | None =
 class Messages:
     """A stream that has a few messages and takes all answers."""
 
+    peer = ""
+
     def __init__(self, *messages: bytes) -> None:
         self._messages = [*messages]
 

@@ -12,11 +12,16 @@ from numpy.typing import NDArray
 from reverb_async.client.events import Event
 from reverb_async.core.info import TableInfo
 from reverb_async.errors import Unavailable
+from reverb_async.logs import Repeats
 from reverb_async.protocol.message import Duplex
 
 
 class Connection(Protocol):
     """A client's way to its server."""
+
+    @property
+    def repeats(self) -> Repeats:
+        """For warnings that many streams may have at the same time."""
 
     @property
     def address(self) -> str:

@@ -318,7 +318,8 @@ class InsertSession:
         answer = InsertResponse.from_message(message)
         self._settle(answer)
         if answer.waiting is not None:
-            logger.warning("%s, inserting at %s: %s", self._name, self._connection.address, answer.waiting)
+            text = f"{self._name}, inserting at {self._connection.address}: {answer.waiting}"
+            self._connection.repeats.warning(text, now=asyncio.get_running_loop().time())
             self._connection.emit(Blocked(self._name, answer.waiting))
         return True
 

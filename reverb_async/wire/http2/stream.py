@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import grpclib.protocol
 from grpclib.const import Status
@@ -18,6 +18,7 @@ from h2.exceptions import StreamClosedError, TooManyStreamsError
 
 from reverb_async.errors import InvalidArgument, ResourceExhausted
 from reverb_async.wire.codec import Body, Encoded
+from reverb_async.wire.http2.guards import Stalled
 from reverb_async.wire.http2.receive_buffer import ReceiveBuffer
 from reverb_async.wire.http2.window import INITIAL_WINDOW, Hold, StreamWindow
 from reverb_async.wire.status import to_grpc_error
@@ -45,6 +46,15 @@ class Stream(grpclib.protocol.Stream):
 
     buffer: ReceiveBuffer  # type: ignore[assignment]
     connection: Connection
+
+    needs_message = False
+    """Whether a call that ends now has ended too early."""
+    answered = False
+    """Whether this side has sent headers."""
+    framed = 0
+    """Bytes of messages handed to the transport."""
+    stalled: float | None = None
+    """For how many seconds the peer gave no credit, once that was too long."""
 
     def __init__(
         self,
@@ -87,7 +97,9 @@ class Stream(grpclib.protocol.Stream):
         if not self._prefix:
             prefix = await self.buffer.read(PREFIX_BYTES, is_first=True)
             if not prefix:
+                self._check_end()
                 return b""
+            self.needs_message = False
             self._check_prefix(prefix)
             self._prefix = prefix
         self._body_is_next = True
@@ -108,6 +120,11 @@ class Stream(grpclib.protocol.Stream):
 
     def listen(self, take: Callable[[Body], bool]) -> None:
         """Offer short messages that somebody waits for to `take`, which returns whether it took them; or offer none."""
+
+    def _check_end(self) -> None:
+        """Refuse a call of a unary method that has ended without a message."""
+        if self.needs_message:
+            raise to_grpc_error(InvalidArgument("the call ended without a message"))
 
     def finish_reading(self) -> None:
         """Let the reader come to an end after what has been received, or has begun to be; never waits."""
@@ -239,6 +256,7 @@ class Stream(grpclib.protocol.Stream):
         await self.connection.write_ready.wait()
         if self.terminated is not None or self.id not in self._h2_connection.streams:
             raise StreamClosedError(self.id)
+        self.answered = True
         self._h2_connection.send_headers(self.id, headers, end_stream=end_stream)
         self.connection.flush()
         self.connection.headers_send_process()
@@ -258,20 +276,48 @@ class Stream(grpclib.protocol.Stream):
         h2_connection = self._h2_connection
         if end_stream and not view:
             return await self.end()
-        while view:
-            await self._writable()
-            window = h2_connection.local_flow_control_window(self.id)
-            if window <= 0:
-                self.window_updated.clear()
-                await self.window_updated.wait()
-                continue
-            size = min(len(view), window, h2_connection.max_outbound_frame_size)
-            chunk, view = view[:size], view[size:]
-            h2_connection.send_data(self.id, chunk, end_stream=end_stream and not view)
-            self.connection.flush()
-            self.data_sent += size
-            self.connection.data_sent += size
-            self.connection.data_send_process()
+        try:
+            while view:
+                await self._writable()
+                window = h2_connection.local_flow_control_window(self.id)
+                if window <= 0:
+                    await self._starve()
+                    continue
+                size = min(len(view), window, h2_connection.max_outbound_frame_size)
+                chunk, view = view[:size], view[size:]
+                h2_connection.send_data(self.id, chunk, end_stream=end_stream and not view)
+                self.connection.flush()
+                self.framed += size
+                self.connection.framed += size
+                self.data_sent += size
+                self.connection.data_sent += size
+                self.connection.data_send_process()
+        finally:
+            self.connection.starving.pop(self, None)
+
+    @property
+    def send_window(self) -> int:
+        """The peer's credit for this stream alone."""
+        h2_stream = self._h2_connection.streams.get(cast("int", self.id))
+        return 0 if h2_stream is None else h2_stream.outbound_flow_control_window
+
+    async def _starve(self) -> None:
+        """Wait for credit.
+
+        Raises:
+            Stalled: there was none for too long.
+        """
+        if self.stalled is None:
+            self.window_updated.clear()
+            self.connection.starving.setdefault(self, None)
+            await self.window_updated.wait()
+        if self.stalled is not None:
+            raise Stalled(self.stalled)
+
+    def stall(self, timeout: float) -> None:
+        """Let whoever sends fail: there was no credit for `timeout` seconds."""
+        self.stalled = timeout
+        self.window_updated.set()
 
     async def end(self) -> None:
         """End this side."""

@@ -550,6 +550,11 @@ class Waiter(betterproto2.Message):
 
     count: "int" = betterproto2.field(4, betterproto2.TYPE_UINT64)
 
+    peers: "list[str]" = betterproto2.field(5, betterproto2.TYPE_STRING, repeated=True)
+    """
+    Where the first few of them come from, "host:port" say; for people.
+    """
+
 
 default_message_pool.register_message("reverb_async.v1", "Waiter", Waiter)
 
