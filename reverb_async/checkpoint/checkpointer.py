@@ -20,7 +20,7 @@ from reverb_async.checkpoint.file_system import FileSystem
 from reverb_async.checkpoint.image import CheckpointOnDisk
 from reverb_async.checkpoint.jobs import until_done
 from reverb_async.checkpoint.loading import OnCorrupt, newest_whole
-from reverb_async.checkpoint.policy import RestorePolicy, restore
+from reverb_async.checkpoint.policy import RestorePolicy, agree, restore
 from reverb_async.checkpoint.saving import Saver
 from reverb_async.errors import CheckpointError, Closed, InvalidArgument, ReplayError, ResourceExhausted
 from reverb_async.replay import Replay
@@ -174,7 +174,8 @@ class Checkpointer:
         assert self._saver is not None
         manifest, started = image.manifest, time.monotonic()
         path = str(self._directory.checkpoint_path(manifest.sequence))
-        await self._do(restore, replay, image, self._restore, path)
+        agree(replay, image, self._restore, path)
+        await self._do(restore, replay, image, path)
         self.last_path, self.last_saved = path, manifest.time
         self._saver.last, self._saver.held = manifest, image.held
         items = {name: table.state.size for name, table in replay.tables.items()}

@@ -23,17 +23,18 @@ _HARMLESS = frozenset({"name", "seed"})
 """A seed decides nothing about what is there."""
 
 
-def restore(replay: Replay, image: CheckpointOnDisk, policy: RestorePolicy, name: str) -> None:
-    """Fill a replay to which nothing has happened yet. Blocks while it reads.
+def agree(replay: Replay, image: CheckpointOnDisk, policy: RestorePolicy, name: str) -> None:
+    """Make sure that a replay's tables and those of a checkpoint fit together, and log how they differ.
 
     Args:
-        replay: whose tables are filled; with the policy ``"checkpoint"`` some get other definitions, or are added.
+        replay: nothing has happened to its tables yet; with the policy ``"checkpoint"`` some get other definitions, or
+            are added.
         image: verified.
         policy: see `Checkpointer`.
         name: the checkpoint's, for messages.
 
     Raises:
-        CheckpointError: the policy is ``"strict"`` and something differs, or the image cannot be restored.
+        CheckpointError: the policy is ``"strict"`` and something differs, or a definition cannot be read.
     """
     differences = list(_differences(replay, image))
     if differences and policy == "strict":
@@ -44,9 +45,20 @@ def restore(replay: Replay, image: CheckpointOnDisk, policy: RestorePolicy, name
     for difference in differences:
         taken = "the server's" if policy == "config" else "the checkpoint's"
         logger.warning("checkpoint %s: %s; restore=%r: %s counts", name, difference, policy, taken)
-    try:
-        if policy == "checkpoint":
+    if policy == "checkpoint":
+        try:
             _redefine(replay, image)
+        except ReplayError as error:
+            raise CheckpointError(f"checkpoint {name} cannot be restored: {error}") from error
+
+
+def restore(replay: Replay, image: CheckpointOnDisk, name: str) -> None:
+    """Fill the tables of a replay that agrees with a checkpoint. Blocks while it reads.
+
+    Raises:
+        CheckpointError: the checkpoint contradicts itself, or there is no room.
+    """
+    try:
         replay.restore(image)
     except ReplayError as error:
         raise CheckpointError(f"checkpoint {name} cannot be restored: {error}") from error
@@ -58,7 +70,7 @@ def restore(replay: Replay, image: CheckpointOnDisk, policy: RestorePolicy, name
 def _redefine(replay: Replay, image: CheckpointOnDisk) -> None:
     for name, saved in image.tables.items():
         if name not in replay.tables:
-            replay.tables[name] = Table.from_definition(saved.state["definition"])
+            replay.add(Table.from_definition(saved.state["definition"]))
         elif list(_changes(saved.state["definition"], replay.tables[name])):
             replay.tables[name].redefine(saved.state["definition"])
 
