@@ -1,4 +1,4 @@
-"""Servers that are killed within this process, by a clock and a disk that belong to the test: same seed, same history."""
+"""Servers that are killed within this process, by a clock and a disk of the test: same seed, same history."""
 
 from __future__ import annotations
 
@@ -99,6 +99,17 @@ class Killed:
         await server.start()
         self._starting = server
         return self.checkpointer
+
+    async def fail_to_start(self, calls: int, *, power_cut: bool) -> None:
+        """Start a server that is killed before it serves, or, at the latest, after so many calls of the disk."""
+        disk = StoppingDisk(calls, power_cut=power_cut)
+        checkpointer = ra.Checkpointer(self._path, keep=2)
+        checkpointer._directory.files = disk
+        server = ra.Server(self._tables(), port=None, checkpointer=checkpointer)
+        with contextlib.suppress(Stopped):
+            await server.start()
+            self.server, self.checkpointer, self.disk = server, checkpointer, disk
+            self.kill(answers_arrive=True)
 
     @property
     def replay(self) -> Any:

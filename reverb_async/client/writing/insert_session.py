@@ -255,10 +255,13 @@ class InsertSession:
     def _compare(self, greeting: InsertResponse, num_applied: int) -> None:
         """Tell of items that the server had confirmed, and knows nothing of since it is another process."""
         if self._epoch is not None and greeting.epoch != self._epoch:
-            known = [(1, greeting.applied_through or 0), *greeting.applied]
-            lost = self._num_confirmed - num_applied - self._refused.count_outside(known)
+            lost = self._num_confirmed - num_applied
             if lost > 0:
-                logger.warning("%s: %s came back without %d confirmed items", self._name, self._connection.address, lost)
+                lost -= self._refused.count_outside([(1, greeting.applied_through or 0), *greeting.applied])
+            if lost > 0:
+                logger.warning(
+                    "%s: %s came back without %d confirmed items", self._name, self._connection.address, lost
+                )
                 self._connection.emit(ItemsLost(self._name, lost))
         self._epoch = greeting.epoch
 
