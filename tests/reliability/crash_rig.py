@@ -96,6 +96,7 @@ class Killed:
         self.disk = StoppingDisk(1 << 60, power_cut=power_cut)
         self.checkpointer._directory.files = self.disk
         server = ra.Server(self._tables(), port=None, checkpointer=self.checkpointer)
+        server._replay.storage._reserve_bytes = 1 << 20  # Room for millions of rows takes long to lay out.
         await server.start()
         self._starting = server
         return self.checkpointer
