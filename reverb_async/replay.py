@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from reverb_async.capture import Capture, Log
 from reverb_async.core.cut.plain import layout_from_plain
 from reverb_async.core.cut.table_restore import restore_items
 from reverb_async.core.encoded import DamagedChunks, EncodedItems
@@ -58,6 +59,18 @@ class Replay:
         self._next_block = secrets.randbelow(_BLOCKS)
         self._num_writers = 0
         self._cut: ReplayCut | None = None
+        self.capture: Capture | None = None
+        self.log: Log | None = None
+        """What must have a change before it is acknowledged, if anything must; see `logged`."""
+
+    async def logged(self) -> None:
+        """Return when what has changed so far may be acknowledged: at once, unless there is a log.
+
+        Raises:
+            ReplayError: the log cannot be written; nothing may be acknowledged.
+        """
+        if self.log is not None:
+            await self.log.durable()
 
     def table(self, name: str) -> Table:
         """Return a table; raises `TableNotFound`, which lists the names there are."""
@@ -74,7 +87,7 @@ class Replay:
         """
         for table in self.tables.values():
             keys = self.encoded.keys_showing(table.state.slots, damage)
-            if len(keys):
+            if len(keys) and table.refusal is None:
                 table.mutate(keys[:0], np.zeros(0), keys)
                 self.encoded.damaged += len(keys)
                 logger.warning("table %r: removed %d items: %s", table.name, len(keys), damage)
@@ -84,6 +97,10 @@ class Replay:
         block = self._next_block
         self._next_block = (block + 1) % _BLOCKS
         return block * KEYS_PER_BLOCK
+
+    def counters(self) -> dict[str, int]:
+        """Return what the server counts besides what its tables do."""
+        return {"next_block": self._next_block, "num_sessions": self.sessions.number, **self.encoded.counters()}
 
     def count_writers(self, change: int) -> None:
         """Note that insert streams opened (1) or ended (-1); tables name the number in their messages."""
@@ -152,9 +169,14 @@ class Replay:
         for store in restoring:
             store.finish()
         for name, state in states.items():
+            if self.capture is not None:
+                self.capture.attach(name, state)
+            source = image.tables[into[name]]
             if resume:
-                state.watch(is_saved=into[name] == name)
-            table, saved = self.tables[name], image.tables[into[name]].state["definition"]
+                state.watch(is_saved=into[name] == name and source.unsaved is not None)
+                if source.unsaved is not None:
+                    state.note_unsaved(source.unsaved)
+            table, saved = self.tables[name], source.state["definition"]
             limits = [(of["max_size"], of["max_bytes"]) for of in (saved, table.definition)]
             state.settle_restored(make_room=limits[0] != limits[1])
             table.state = state

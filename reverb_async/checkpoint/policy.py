@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from reverb_async.checkpoint.image import CheckpointOnDisk
+from reverb_async.checkpoint.logged_image import LoggedImage
 from reverb_async.checkpoint.records import pack, unpack
 from reverb_async.core import selectors
 from reverb_async.core.rate_limiters import RateLimiter
@@ -23,7 +24,7 @@ _HARMLESS = frozenset({"name", "seed"})
 """A seed decides nothing about what is there."""
 
 
-def restore(replay: Replay, image: CheckpointOnDisk, policy: RestorePolicy, name: str) -> None:
+def restore(replay: Replay, image: CheckpointOnDisk | LoggedImage, policy: RestorePolicy, name: str) -> bool:
     """Fill a replay to which nothing has happened yet. Blocks while it reads.
 
     Args:
@@ -31,6 +32,9 @@ def restore(replay: Replay, image: CheckpointOnDisk, policy: RestorePolicy, name
         image: verified.
         policy: see `Checkpointer`.
         name: the checkpoint's, for messages.
+
+    Returns:
+        Whether nothing differs, so that the tables are just as they were.
 
     Raises:
         CheckpointError: the policy is ``"strict"`` and something differs, or the image cannot be restored.
@@ -53,9 +57,10 @@ def restore(replay: Replay, image: CheckpointOnDisk, policy: RestorePolicy, name
     for table, saved in image.tables.items():
         if table in replay.tables and (left := saved.facts.items - replay.tables[table].state.size) > 0:
             logger.warning("checkpoint %s: %d items of table %r had no room", name, left, table)
+    return not differences
 
 
-def _redefine(replay: Replay, image: CheckpointOnDisk) -> None:
+def _redefine(replay: Replay, image: CheckpointOnDisk | LoggedImage) -> None:
     for name, saved in image.tables.items():
         if name not in replay.tables:
             replay.tables[name] = Table.from_definition(saved.state["definition"])
@@ -63,7 +68,7 @@ def _redefine(replay: Replay, image: CheckpointOnDisk) -> None:
             replay.tables[name].redefine(saved.state["definition"])
 
 
-def _differences(replay: Replay, image: CheckpointOnDisk) -> list[str]:
+def _differences(replay: Replay, image: CheckpointOnDisk | LoggedImage) -> list[str]:
     differences = []
     for name, saved in image.tables.items():
         if name in replay.tables:
