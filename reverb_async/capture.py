@@ -113,7 +113,7 @@ class Capture:
 
     def take(self) -> Changes:
         """Return what has changed since the last time; the columns of rows may be views of what is stored."""
-        changed = {name: table for name, table in self._tables.items() if table}
+        changed = {name: table for name, table in self._tables.items() if table or table.is_behind}
         rows = []
         for table in changed.values():
             for store, numbers in table.new_rows():

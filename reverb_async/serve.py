@@ -129,6 +129,7 @@ async def _serve(config: Config, tables: Sequence[Table], stop: StopSignals) -> 
         insecure=where.insecure,
         reverb_compat=where.reverb_compat,
         checkpointer=where.build_checkpointer(),
+        durability=where.durability,
     )
     try:
         await server.start()

@@ -76,7 +76,11 @@ def read_log(
                         break
                 else:
                     place = number, record.offset
-                    add(place, decoded(directory, number, record, specs))
+                    frame = decoded(directory, number, record, specs)
+                    try:
+                        add(place, frame)
+                    except LookupError as error:
+                        raise Damage(path, record.offset, "what fits to the frames before", repr(error)) from error
                     log.frames.append(place)
         except Damage as error:
             damage = error

@@ -13,7 +13,7 @@ from reverb_async.checkpoint.directory import Directory
 from reverb_async.checkpoint.frames import write_frame
 from reverb_async.checkpoint.jobs import until_done
 from reverb_async.checkpoint.log_file import NOWHERE, LogWriter, Position
-from reverb_async.errors import CheckpointError, Closed, ReplayError, ResourceExhausted
+from reverb_async.errors import CheckpointError, Closed, InvalidArgument, ReplayError, ResourceExhausted
 from reverb_async.replay import Replay
 
 logger = logging.getLogger("reverb_async")
@@ -25,6 +25,17 @@ MIN_LOG_BYTES = 64 << 20
 """A log longer than this, and than half of what the server holds, is made superfluous by a checkpoint."""
 
 FULL = {errno.ENOSPC, errno.EFBIG, *(getattr(errno, name) for name in ("EDQUOT",) if hasattr(errno, name))}
+
+
+def check_durability(durability: object, checkpointer: object) -> None:
+    """Raise `InvalidArgument` unless a server with this checkpointer, or None, can have this durability."""
+    if durability not in DURABILITIES:
+        raise InvalidArgument(f"durability must be one of {', '.join(map(repr, DURABILITIES))}, got {durability!r:.60}")
+    if durability != "memory" and checkpointer is None:
+        raise InvalidArgument(
+            f"durability={durability!r} needs a checkpointer, whose directory holds the log: "
+            f"checkpointer=Checkpointer(path)"
+        )
 
 
 class WriteAheadLog:
@@ -128,7 +139,10 @@ class WriteAheadLog:
     def committed(self) -> None:
         """Note that there is a checkpoint of the last cut: what was not logged before it does not matter any more."""
         self._limit = max(MIN_LOG_BYTES, self._replay.storage.usage().used_bytes // 2)
-        if self._file is not None and self.failure is not None:
+        if self._file is None:
+            return
+        self.wants_checkpoint.clear()
+        if self.failure is not None:
             self.failure = None
             self._refuse(None)
             logger.info("the log is whole again: changes are admitted")

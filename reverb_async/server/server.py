@@ -14,7 +14,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from reverb_async.checkpoint import Checkpointer
+from reverb_async.checkpoint import Checkpointer, Durability
+from reverb_async.checkpoint.write_ahead import check_durability
 from reverb_async.client.client import Client
 from reverb_async.compat import rpc as compat
 from reverb_async.compat.rpc import DeepMindHandlers
@@ -50,9 +51,13 @@ class Server:
         insecure: accept connections from other machines although nothing is encrypted and nobody is asked who they are.
         reverb_compat: serve clients of DeepMind's Reverb as well, on the same port and with the same tables.
         checkpointer: saves the tables, and restores them in `start`; without one they live in memory only.
+        durability: which acknowledged inserts, updates, deletes and resets there are after an end that was not orderly:
+            ``"memory"``, those before the last checkpoint; ``"wal"``, all, unless the machine ended, too;
+            ``"wal_fsync"``, all. The latter two need a checkpointer.
 
     Raises:
-        InvalidArgument: no tables, duplicate names, or a host that needs `insecure`.
+        InvalidArgument: no tables, duplicate names, a host that needs `insecure`, or a durability that is none or
+            needs a checkpointer.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class Server:
         insecure: bool = False,
         reverb_compat: bool = True,
         checkpointer: Checkpointer | None = None,
+        durability: Durability = "memory",
     ) -> None:
         self._replay = Replay(tables)
         self._service = ReplayService(self._replay, MAX_MESSAGE_BYTES)
@@ -83,6 +89,8 @@ class Server:
         self._reverb_compat = reverb_compat
         self._deepmind: DeepMindHandlers | None = None
         self._checkpointer = checkpointer
+        check_durability(durability, checkpointer)
+        self._durability: Durability = durability
         self._health: HealthHandlers | None = None
         self._clients: WeakSet[Client] = WeakSet()
         self._transports: WeakSet[InProcessTransport] = WeakSet()
@@ -125,7 +133,7 @@ class Server:
         checkpointer = self._checkpointer
         if checkpointer is None:
             return
-        await checkpointer.start(self._replay)
+        await checkpointer.start(self._replay, self._durability)
         self._service.save = checkpointer.save
         # What was restored is on disk: a server that could not listen has nothing to add.
         self.last_steps.append(lambda: checkpointer.close(save=self._tick is not None))

@@ -58,6 +58,12 @@ class TableLog:
         self._is_reset = False
         self._layouts: list[ItemLayout | None] | None = None
         self._reader: SlotReader | None = None
+        self._samples = -1
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether there were draws that changed nothing else: the next time there is something to take, so is that."""
+        return self._samples != self._table.limiter.samples
 
     def __bool__(self) -> bool:
         """Whether anything has changed."""
@@ -119,6 +125,7 @@ class TableLog:
         changes = TableChanges(
             self._is_reset, counters_of(table), layouts, block, freed, slots.version[freed].astype("<u4")
         )
+        self._samples = table.limiter.samples
         self.forget_changes()
         return changes
 
