@@ -141,7 +141,8 @@ class WriteAheadLog:
         self._limit = max(MIN_LOG_BYTES, self._replay.storage.usage().used_bytes // 2)
         if self._file is None:
             return
-        self.wants_checkpoint.clear()
+        if self._file.nbytes <= self._limit:
+            self.wants_checkpoint.clear()
         if self.failure is not None:
             self.failure = None
             self._refuse(None)

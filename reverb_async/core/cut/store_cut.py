@@ -44,7 +44,7 @@ class RowWatch:
         """Return those of distinct `rows` that file `number` of a log does not have yet, and note that it has them."""
         if self.logged is None:
             self.logged = _numbers(len(self.segments))
-        fresh = rows[self.logged[rows] != number]
+        fresh: Rows = rows[self.logged[rows] != number]
         self.logged[fresh] = number
         return fresh
 
