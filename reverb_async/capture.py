@@ -24,13 +24,6 @@ if TYPE_CHECKING:
 class Log(Protocol):
     """Where changes are written before they are acknowledged."""
 
-    def flush(self) -> bool:
-        """Write what has changed; return whether all of it may be acknowledged now, or `durable` must be waited for.
-
-        Raises:
-            ReplayError: it cannot be written; nothing may be acknowledged.
-        """
-
     async def durable(self) -> None:
         """Write what has changed, and return when it may be acknowledged. Cancelling harms nobody.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks.subject import Subject
 from benchmarks.subjects import (
     checkpoints,
+    durability,
     latency,
     memory,
     reverb_clients,
@@ -17,7 +18,7 @@ from benchmarks.subjects import (
 
 SUBJECTS: dict[str, Subject] = {
     subject.name: subject
-    for module in (sampling, writing, latency, memory, checkpoints, scaling, sustained, sweeps)
+    for module in (sampling, writing, latency, memory, checkpoints, durability, scaling, sustained, sweeps)
     for subject in module.SUBJECTS
 }
 """What the command line knows."""

@@ -13,8 +13,9 @@ from reverb_async.capture import Changes
 from reverb_async.checkpoint.content import Malformed, as_array, check_numbers, count_of, get_columns, put_columns
 from reverb_async.checkpoint.log_file import FRAME
 from reverb_async.checkpoint.records import Record, RecordWriter
-from reverb_async.core.cut.image import NO_MORE, ArrayBlock, RowValues, image_dtype
-from reverb_async.core.runs import Rows
+from reverb_async.core.cut.image import NO_MORE, OF_RECORD, ArrayBlock, RowValues, image_dtype
+from reverb_async.core.runs import Rows, as_run
+from reverb_async.core.slots import LIVE
 from reverb_async.core.spec import ArraySpec
 
 MAX_VIEWS = 1 << 16
@@ -29,18 +30,25 @@ def write_frame(file: RecordWriter, changes: Changes) -> None:
     arrays: list[NDArray[Any]] = []
     tables = []
     for name, table in changes.tables.items():
-        block = table.block
+        sampler, remover = table.places
         described = {
             "name": name,
             "reset": table.is_reset,
             "counters": table.counters,
             "layouts": changes.layouts.get(name),
-            "ids": _put_numbers(block.ids, arrays),
-            "fields": len(block.values.dtype.names or ()),
-            "more": len(block.more),
+            "ids": _put_numbers(table.ids, arrays),
             "freed": _put_numbers(table.freed, arrays),
+            "sampler": _put_numbers(sampler, arrays),
+            "remover": _put_numbers(remover, arrays),
+            "state": table.state is not None,
+            "unsettled": table.unsettled is not None,
+            "views": len(table.views),
+            "more": len(table.more),
         }
-        arrays += [block.values, block.more, table.versions]
+        arrays += [table.words, table.more, np.ascontiguousarray(table.versions, "<u4")]
+        arrays += [np.ascontiguousarray(each, "<i4") for each in (table.state, table.unsettled) if each is not None]
+        for first, length in table.views:
+            arrays += [np.ascontiguousarray(first, "<i8"), np.ascontiguousarray(length, "<i4")]
         tables.append(described)
     rows = []
     for store, numbers, columns in changes.rows:
@@ -102,33 +110,45 @@ def read_frame(record: Record, specs: dict[int, list[ArraySpec]]) -> Frame:
         specs[count_of(number)] = [ArraySpec.from_wire(spec) for spec in wire]
     tables = {}
     for table in header["tables"]:
-        ids = _get_numbers(table["ids"], buffers)
-        freed = _get_numbers(table["freed"], buffers)
-        dtype = _image_dtype(count_of(table["fields"]))
-        values = as_array(next(buffers), dtype, (len(ids),))
-        more = as_array(next(buffers), "<i8", (count_of(table["more"]), 4))
-        empty = np.zeros(len(freed), image_dtype(1))
-        empty["version"] = as_array(next(buffers), "<u4", (len(freed),))
-        tables[str(table["name"])] = TableFrame(
-            bool(table["reset"]),
-            dict(table["counters"]),
-            table["layouts"],
-            ArrayBlock(ids, values, more),
-            ArrayBlock(freed, empty, NO_MORE),
-        )
+        tables[str(table["name"])] = _read_table(table, buffers)
     rows = []
     for store, described in header["rows"]:
         numbers = _get_numbers(described, buffers)
+        check_numbers(numbers)
         rows.append((store, RowValues(numbers, get_columns(buffers, specs[store], len(numbers)))))
     return Frame(tables, rows, list(header["sessions"]), dict(header["server"]))
 
 
-def _image_dtype(num_fields: int) -> np.dtype[np.void]:
-    num_views = 1 + (num_fields - len(image_dtype(1).names or ())) // 2
-    dtype = image_dtype(min(max(1, num_views), MAX_VIEWS))
-    if len(dtype.names or ()) != num_fields:
-        raise Malformed(f"images of {num_fields} fields")
-    return dtype
+def _read_table(table: Mapping[str, Any], buffers: Iterator[NDArray[np.uint8]]) -> TableFrame:
+    ids, freed, sampler, remover = (
+        _get_numbers(table[name], buffers) for name in ("ids", "freed", "sampler", "remover")
+    )
+    check_numbers(ids)
+    check_numbers(freed)
+    num_views = 1 + count_of(table["views"])
+    if num_views > MAX_VIEWS:
+        raise Malformed(f"items of {num_views} views")
+    values = np.zeros(len(ids), image_dtype(num_views))
+    values["state"] = LIVE
+    values["sampler"], values["remover"] = sampler, remover
+    words = as_array(next(buffers), "<u8", (len(ids), OF_RECORD))
+    values.view(np.uint64).reshape(len(ids), values.dtype.itemsize // 8)[:, :OF_RECORD] = words
+    more = as_array(next(buffers), "<i8", (count_of(table["more"]), 4))
+    empty = np.zeros(len(freed), image_dtype(1))
+    empty["version"] = as_array(next(buffers), "<u4", (len(freed),))
+    for name in ("state", "unsettled"):
+        if table[name]:
+            values[name] = as_array(next(buffers), "<i4", (len(ids),))
+    for number in range(1, num_views):
+        values[f"first{number}"] = as_array(next(buffers), "<i8", (len(ids),))
+        values[f"length{number}"] = as_array(next(buffers), "<i4", (len(ids),))
+    return TableFrame(
+        bool(table["reset"]),
+        dict(table["counters"]),
+        table["layouts"],
+        ArrayBlock(ids, values, more),
+        ArrayBlock(freed, empty, NO_MORE),
+    )
 
 
 def _put_numbers(numbers: Rows, arrays: list[NDArray[Any]]) -> Sequence[int]:
@@ -136,9 +156,9 @@ def _put_numbers(numbers: Rows, arrays: list[NDArray[Any]]) -> Sequence[int]:
     n = len(numbers)
     if n == 0:
         return 0, 0
-    first = int(numbers[0])
-    if int(numbers[-1]) - first == n - 1 and np.count_nonzero(numbers[1:] <= numbers[:-1]) == 0:
-        return first, n
+    run = as_run(numbers)
+    if run is not None and run.start >= 0:
+        return run.start, n
     arrays.append(np.ascontiguousarray(numbers, "<i8"))
     return -1, n
 
@@ -149,5 +169,4 @@ def _get_numbers(described: Any, buffers: Iterator[NDArray[np.uint8]]) -> Rows:
         numbers: Rows = np.arange(count_of(first), count_of(first) + count_of(n))
     else:
         numbers = as_array(next(buffers), "<i8", (count_of(n),))
-    check_numbers(numbers)
     return numbers

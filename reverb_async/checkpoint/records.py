@@ -27,6 +27,9 @@ from reverb_async.core.storage.backing import aligned_empty
 FORMAT = 1
 ALIGNMENT = 64
 
+_SHORT = 128 << 10
+"""Copying so few bytes costs less than handling them in parts."""
+
 _MAGIC = b"RvAs"
 _PREFIX = struct.Struct("<4sIQQ")
 _SUM_OFFSET = 16
@@ -102,7 +105,7 @@ class RecordWriter:
         Raises:
             OSError: the disk does not take it.
         """
-        buffers = [_raw(array) for array in arrays]
+        buffers = [array.tobytes() if array.nbytes <= _SHORT else _raw(array) for array in arrays]
         packed = pack({**header, "sizes": [len(buffer) for buffer in buffers]})
         parts: list[Any] = [packed + bytes(-(len(packed) + _PREFIX.size) % ALIGNMENT)]
         for buffer in buffers:
@@ -110,6 +113,8 @@ class RecordWriter:
             if padding := -len(buffer) % ALIGNMENT:
                 parts.append(bytes(padding))
         length = _PREFIX.size + sum(map(len, parts))
+        if length <= _SHORT:
+            parts = [b"".join(parts)]
         start = _PREFIX.pack(_MAGIC, len(packed), length, 0)
         digest = _digest_of([start[:_SUM_OFFSET], *parts], self.nbytes)
         prefix = start[:_SUM_OFFSET] + digest.to_bytes(8, "little")

@@ -21,7 +21,7 @@ logger = logging.getLogger("reverb_async")
 Durability = Literal["memory", "wal", "wal_fsync"]
 DURABILITIES: tuple[Durability, ...] = ("memory", "wal", "wal_fsync")
 
-MIN_LOG_BYTES = 64 << 20
+MIN_LOG_BYTES = 256 << 20
 """A log longer than this, and than half of what the server holds, is made superfluous by a checkpoint."""
 
 FULL = {errno.ENOSPC, errno.EFBIG, *(getattr(errno, name) for name in ("EDQUOT",) if hasattr(errno, name))}
@@ -219,17 +219,11 @@ class WriteAheadLog:
         for table in self._replay.tables.values():
             table.refuse_changes(refusal)
 
-    def flush(self) -> bool:
+    async def durable(self) -> None:
         """See `capture.Log`."""
         self._write()
         self._check()
-        return not self._sync or self._synced == self._written
-
-    async def durable(self) -> None:
-        """See `capture.Log`."""
-        if self.flush():
-            return
-        target = self._written
+        target = self._written if self._sync else 0
         while self._synced < target:
             if self._syncing is None:
                 self._syncing = asyncio.create_task(self._sync_files(), name="log")

@@ -423,22 +423,15 @@ class InsertStream:
             await self._answer()
 
     def _answer_now(self) -> None:
-        """Send the outbox, or leave that to the task if it would have to wait."""
+        """Send the outbox, or leave that to the task if it would have to wait.
+
+        With a log it always has to: what came in the same turn is written in one go.
+        """
         if self._outbox and not self._is_sending:
-            if self._may_be_told() and self._duplex.try_send(self._outbox.to_message()):
+            if self._replay.log is None and self._duplex.try_send(self._outbox.to_message()):
                 self._outbox = InsertResponse()
             else:
                 self._something_to_send.set()
-
-    def _may_be_told(self) -> bool:
-        """Whether what the outbox says needs no waiting for a log."""
-        log = self._replay.log
-        if log is None:
-            return True
-        try:
-            return log.flush()
-        except ReplayError:
-            return False  # The task that has to send it then will end the stream with this.
 
     async def _answer(self) -> None:
         """Send the outbox, unless somebody is just at it, who then sends what came meanwhile as well."""

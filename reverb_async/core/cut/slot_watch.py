@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from reverb_async.core.cut.table_cut import TableCut
     from reverb_async.core.cut.table_log import TableLog
+    from reverb_async.core.item import ItemBlock
     from reverb_async.core.runs import Rows
 
 
@@ -44,11 +45,11 @@ class SlotWatch:
         if self.cut is not None:
             self.cut.keep(slots)
 
-    def put(self, slots: Rows) -> None:
+    def put(self, slots: Rows, block: ItemBlock) -> None:
         """Note that `slots` are about to hold new items."""
         self.touch(slots)
         if self.log is not None:
-            self.log.note_put(slots)
+            self.log.note_put(slots, block)
 
     def note_taken(self, left: int) -> None:
         """Free slots are about to be taken, so that `left` remain of those that were used before."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reverb_async.core.cut.image import RowBlock
-from reverb_async.core.runs import Rows
+from reverb_async.core.runs import Rows, as_run
 from reverb_async.core.spec import ArraySpec
 from reverb_async.core.storage.backing import sparse_zeros
 
@@ -44,7 +44,12 @@ class RowWatch:
         """Return those of distinct `rows` that file `number` of a log does not have yet, and note that it has them."""
         if self.logged is None:
             self.logged = _numbers(len(self.segments))
-        fresh: Rows = rows[self.logged[rows] != number]
+        at = as_run(rows) or rows
+        is_fresh = self.logged[at] != number
+        if np.count_nonzero(is_fresh) == len(rows):
+            self.logged[at] = number
+            return rows
+        fresh: Rows = rows[is_fresh]
         self.logged[fresh] = number
         return fresh
 

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reverb_async.core.cut.image import NO_MORE, ArrayBlock
 from reverb_async.core.cut.plain import counters_of
 from reverb_async.core.cut.slot_reader import SlotReader
-from reverb_async.core.item import ItemLayout
-from reverb_async.core.runs import Rows
+from reverb_async.core.item import ItemBlock, ItemLayout
+from reverb_async.core.runs import Rows, Runs, as_run
 from reverb_async.core.slots import LIVE, OUT, Slots
 from reverb_async.core.storage import RowStore
 
@@ -23,21 +22,33 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class TableChanges:
-    """What is different in a table: images, as a cut has them.
+    """What is different in a table. Arrays may be views of what is kept: they are written before the next step.
 
     Attributes:
         is_reset: all that was known of the table before is void.
         counters: `counters_of`.
         layouts: those that items name now by position, None if they are the same as the last time.
-        block: the slots that changed and hold items.
-        freed: int64 ``[n]``, the slots that changed and hold none,
-        versions: uint32 ``[n]``, and how many items have left them.
+        ids: int64 ``[n]``, the slots that changed and hold items, ascending.
+        words: uint64 ``[n, 8]``, their records.
+        state: int32 ``[n]``; None: all are `LIVE`.
+        unsettled: int32 ``[n]``; None: no draw of any is unsettled.
+        places: int64 ``[n]`` each, in the sampler's order and in the remover's.
+        views: first rows and lengths of all views but the first.
+        more: see `ArrayBlock`.
+        freed: int64 ``[m]``, the slots that changed and hold none,
+        versions: uint32 ``[m]``, and how many items have left them.
     """
 
     is_reset: bool
     counters: dict[str, Any]
     layouts: list[ItemLayout | None] | None
-    block: ArrayBlock
+    ids: Rows
+    words: NDArray[np.uint64]
+    state: NDArray[np.int32] | None
+    unsettled: NDArray[np.int32] | None
+    places: tuple[Rows, Rows]
+    views: list[tuple[Rows, NDArray[np.int32]]]
+    more: NDArray[np.int64]
     freed: Rows
     versions: NDArray[np.uint32]
 
@@ -54,7 +65,7 @@ class TableLog:
         self._table = table
         self._due = due
         self._touched: list[Rows] = []
-        self._put: list[Rows] = []
+        self._put: list[tuple[Rows, ItemLayout, tuple[Runs, ...]]] = []
         self._is_reset = False
         self._layouts: list[ItemLayout | None] | None = None
         self._reader: SlotReader | None = None
@@ -75,9 +86,9 @@ class TableLog:
             self._due()
         self._touched.append(slots.copy())
 
-    def note_put(self, slots: Rows) -> None:
+    def note_put(self, slots: Rows, block: ItemBlock) -> None:
         """Note that `slots` get new items in this step."""
-        self._put.append(slots.copy())
+        self._put.append((slots, block.layout, block.views))
 
     def note_reset(self) -> None:
         """Note that the table has forgotten everything."""
@@ -100,30 +111,50 @@ class TableLog:
         if not self._put:
             return
         slots = self._table.slots
-        new = _unique(self._put)
-        state = slots.state[new]
-        new = new[(state == LIVE) | (state == OUT)]
+        put = [slots for slots, _, _ in self._put]
+        new = _unique(put)
+        state = slots.state[as_run(new) or new]
+        is_here = (state == LIVE) | (state == OUT)
+        if len(new) == sum(map(len, put)) and np.count_nonzero(is_here) == len(new):
+            for _, layout, views in self._put:
+                for store, runs in zip(layout.stores, views, strict=True):
+                    yield store, _unique([runs.rows()])
+            return
+        new = new[is_here]  # Others left at once, and their rows may be others' by now.
         for layout_id, positions in slots.by_layout(new):
-            layout = slots.layouts[layout_id]
-            assert layout is not None, "these slots hold items"
-            for view, store in enumerate(layout.stores):
+            of_slot = slots.layouts[layout_id]
+            assert of_slot is not None, "these slots hold items"
+            for view, store in enumerate(of_slot.stores):
                 yield store, _unique([slots.runs(view, new if positions is None else new[positions]).rows()])
 
     def take(self) -> TableChanges:
         """Return what has changed, and begin anew."""
         table, slots = self._table, self._table.slots
         ids = _unique(self._touched)
-        state = slots.state[ids]
+        state = slots.state[as_run(ids) or ids]
+        freed = ids[:0]
         holds = (state == LIVE) | (state == OUT)
-        is_all = bool(holds.all())
-        live, freed = (ids, ids[:0]) if is_all else (ids[holds], ids[~holds])
+        if np.count_nonzero(holds) < len(ids):
+            ids, freed, state = ids[holds], ids[~holds], state[holds]
+        at = as_run(ids) or ids
+        unsettled = slots.unsettled[at] if table.max_times_sampled >= 1 else None
         layouts = None
         if self._layouts != slots.layouts:
             layouts = self._layouts = list(slots.layouts)
         reader = self._reading(slots)
-        block = ArrayBlock(live, reader.values(live), reader.more(live) if len(live) else NO_MORE)
         changes = TableChanges(
-            self._is_reset, counters_of(table), layouts, block, freed, slots.version[freed].astype("<u4")
+            self._is_reset,
+            counters_of(table),
+            layouts,
+            ids,
+            slots.words[at],
+            None if np.count_nonzero(state == LIVE) == len(ids) else state,
+            unsettled if unsettled is not None and np.count_nonzero(unsettled) else None,
+            reader.places(ids, state),
+            [slots.view(number, ids) for number in range(1, slots.num_views)],
+            reader.more(ids),
+            freed,
+            slots.version[freed],
         )
         self._samples = table.limiter.samples
         self.forget_changes()
