@@ -55,7 +55,7 @@ def measure_cost(subject: Subject, options: Options) -> Iterable[Result]:
         asyncio.Runner(loop_factory=loop_factory()) as runner,
     ):
         found = runner.run(rates(Path(directory), options))
-    details = {}
+    details: dict[str, float] = {}
     for name, rounds in found.items():
         details[f"{name}_items_per_s"] = round(statistics.median(rate for rate, _ in rounds))
         details[f"{name}_server_us_per_item"] = round(statistics.median(spent for _, spent in rounds), 3)

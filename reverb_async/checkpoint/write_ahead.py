@@ -227,7 +227,9 @@ class WriteAheadLog:
         while self._synced < target:
             if self._syncing is None:
                 self._syncing = asyncio.create_task(self._sync_files(), name="log")
-            await asyncio.wait({self._syncing})
+            syncing = self._syncing
+            await asyncio.wait({syncing})
+            syncing.result()
             self._check()
 
     def _check(self) -> None:

@@ -61,7 +61,9 @@ async def test_what_was_acknowledged_is_there(tmp_path, durability):
             for step in range(20):
                 writer.append({"x": np.int32(step), "text": "x" * step})
                 if step > 2:
-                    await writer.create_item("queue", 1.0, trajectory={name: column[-3:] for name, column in writer.history.items()})
+                    await writer.create_item(
+                        "queue", 1.0, trajectory={name: column[-3:] for name, column in writer.history.items()}
+                    )
         found = await found_after_a_kill(tmp_path / "a", tmp_path / "3", *two_tables())
         assert found == await everything(client, server.tables)
         assert len(found["queue"]["key"]) == 17
@@ -205,7 +207,7 @@ async def test_a_log_without_its_checkpoint_is_not_passed_over(tmp_path):
         shutil.copytree(tmp_path / "a", tmp_path / "b")
     for path in (tmp_path / "b").glob("ckpt-*"):
         shutil.rmtree(path)
-    with pytest.raises(ra.CheckpointError, match="goes on from a checkpoint, and .* has none"):
+    with pytest.raises(ra.CheckpointError, match=r"goes on from a checkpoint, and .* has none"):
         async with serving(tmp_path / "b"):
             pass
 

@@ -53,7 +53,7 @@ class SlotReader:
             values[f"first{number}"], values[f"length{number}"] = items.view(number, slots)
         return values
 
-    def places(self, slots: Rows, state: NDArray[np.int32]) -> tuple[Rows, Rows]:
+    def places(self, slots: Rows, state: NDArray[np.uint8]) -> tuple[Rows, Rows]:
         """Return where slots in some states stand in the sampler's order and in the remover's, ``[n]`` each."""
         is_out = np.flatnonzero(state == OUT)
         sampler, remover = (order.peek(slots) for order, _ in self._orders)

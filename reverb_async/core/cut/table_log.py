@@ -30,7 +30,7 @@ class TableChanges:
         layouts: those that items name now by position, None if they are the same as the last time.
         ids: int64 ``[n]``, the slots that changed and hold items, ascending.
         words: uint64 ``[n, 8]``, their records.
-        state: int32 ``[n]``; None: all are `LIVE`.
+        state: uint8 ``[n]``; None: all are `LIVE`.
         unsettled: int32 ``[n]``; None: no draw of any is unsettled.
         places: int64 ``[n]`` each, in the sampler's order and in the remover's.
         views: first rows and lengths of all views but the first.
@@ -44,7 +44,7 @@ class TableChanges:
     layouts: list[ItemLayout | None] | None
     ids: Rows
     words: NDArray[np.uint64]
-    state: NDArray[np.int32] | None
+    state: NDArray[np.uint8] | None
     unsettled: NDArray[np.int32] | None
     places: tuple[Rows, Rows]
     views: list[tuple[Rows, NDArray[np.int32]]]
