@@ -23,13 +23,13 @@ class Measure:
     """What kind of figure a subject's is.
 
     Attributes:
-        kind: ``"rate"``, ``"latency"``, ``"bytes"`` or ``"ratio"``.
+        kind: ``"rate"``, ``"latency"``, ``"duration"``, ``"bytes"`` or ``"ratio"``.
         unit: what it is counted in.
         better: whether a higher or a lower one is better.
         percentile: of latencies: which one is judged.
     """
 
-    kind: Literal["rate", "latency", "bytes", "ratio"]
+    kind: Literal["rate", "latency", "duration", "bytes", "ratio"]
     unit: str
     better: Direction
     percentile: int = 50

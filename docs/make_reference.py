@@ -12,9 +12,10 @@ import reverb_async as ra
 PAGE = Path(__file__).with_name("reference.md")
 
 GROUPS = {
-    "Serving": ["Server", "Table", "Checkpointer", "TableInfo"],
+    "Serving": ["Server", "Limits", "Table", "Checkpointer", "TableInfo", "ServerStatus", "Alarm"],
     "Client": ["Client", "Sampler", "BatchSampler", "Sample", "SampleInfo", "Batch", "BatchInfo", "MutateResult"],
     "Writing": ["TrajectoryWriter", "TrajectoryColumn"],
+    "Security": ["ServerTLS", "ClientTLS"],
     "Data": ["ArraySpec", "Ragged"],
 }
 
@@ -26,7 +27,11 @@ def render() -> str:
         parts.append(f"## {title}")
         for name in names:
             parts += describe_class(f"ra.{name}", getattr(ra, name))
-    for title, module in (("Selectors", ra.selectors), ("Rate limiters", ra.rate_limiters)):
+    for title, module in (
+        ("Selectors", ra.selectors),
+        ("Rate limiters", ra.rate_limiters),
+        ("Events", ra.events),
+    ):
         parts.append(f"## {title}")
         for name, member in public_classes(module):
             parts += describe_class(f"ra.{module.__name__.rpartition('.')[2]}.{name}", member, methods=False)

@@ -1,6 +1,7 @@
 """Asyncio-native experience replay: tables, rate limiters and batches for actors and learners that are coroutines."""
 
 from reverb_async.checkpoint import Checkpointer
+from reverb_async.client import events
 from reverb_async.client.client import Client
 from reverb_async.client.sampling.batch import Batch, BatchInfo, Sample, SampleInfo
 from reverb_async.client.sampling.sampler import BatchSampler, Sampler
@@ -8,7 +9,7 @@ from reverb_async.client.writing.history import TrajectoryColumn
 from reverb_async.client.writing.writer import TrajectoryWriter
 from reverb_async.core import rate_limiters, selectors
 from reverb_async.core.draw import MutateResult
-from reverb_async.core.info import TableInfo
+from reverb_async.core.info import Alarm, ServerStatus, TableInfo
 from reverb_async.core.ragged import Ragged
 from reverb_async.core.spec import ArraySpec
 from reverb_async.errors import (
@@ -28,12 +29,15 @@ from reverb_async.errors import (
     TableNotFound,
     Unavailable,
 )
+from reverb_async.limits import Limits
+from reverb_async.security import ClientTLS, ServerTLS
 from reverb_async.server import Server
 from reverb_async.table import Table
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Alarm",
     "ArraySpec",
     "Batch",
     "BatchInfo",
@@ -41,11 +45,13 @@ __all__ = [
     "CheckpointError",
     "Checkpointer",
     "Client",
+    "ClientTLS",
     "Closed",
     "DeadlineExceeded",
     "ExpiredReference",
     "InvalidArgument",
     "ItemNotFound",
+    "Limits",
     "MutateResult",
     "NotFound",
     "PermissionDenied",
@@ -57,6 +63,8 @@ __all__ = [
     "SampleInfo",
     "Sampler",
     "Server",
+    "ServerStatus",
+    "ServerTLS",
     "SignatureMismatch",
     "Table",
     "TableClosed",
@@ -65,6 +73,7 @@ __all__ = [
     "TrajectoryColumn",
     "TrajectoryWriter",
     "Unavailable",
+    "events",
     "rate_limiters",
     "selectors",
 ]

@@ -113,7 +113,15 @@ class Closed(ReplayError, RuntimeError):
 
 
 class ResourceExhausted(ReplayError, RuntimeError):
-    """A limit of the server stands in the way."""
+    """A limit of the server stands in the way.
+
+    Attributes:
+        keys: for inserts that waited for memory, the keys that were admitted before; they stay inserted.
+    """
+
+    def __init__(self, message: str, keys: Mapping[str, NDArray[np.uint64]] | None = None) -> None:
+        super().__init__(message)
+        self.keys: dict[str, NDArray[np.uint64]] = dict(keys or {})
 
 
 class PermissionDenied(ReplayError, PermissionError):

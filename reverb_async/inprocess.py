@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from reverb_async.client.transport import StreamKind
-from reverb_async.core.info import TableInfo
+from reverb_async.core.info import ServerStatus, TableInfo
 from reverb_async.errors import TableClosed
 from reverb_async.local_streams import LocalStreams
 from reverb_async.protocol.hello import PROTOCOL_VERSION, Hello
@@ -44,6 +44,11 @@ class InProcessTransport:
         """Describe all tables."""
         self._check_open()
         return self._service.server_info()
+
+    async def server_status(self) -> ServerStatus:
+        """Describe the server itself."""
+        self._check_open()
+        return self._service.server_status()
 
     async def checkpoint(self) -> str:
         """Write a checkpoint and return its path."""

@@ -87,6 +87,10 @@ class _End(Duplex):
         self._aborted = aborted
         self.is_cut_short = False
 
+    @property
+    def peer(self) -> str:
+        return "the server's process"
+
     async def send(self, message: Message) -> None:
         await self._outgoing.put(message)
 

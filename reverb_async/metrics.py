@@ -1,9 +1,10 @@
-"""Rates of events, for `TableInfo`."""
+"""Rates and counts of events."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
+from dataclasses import dataclass
 
 WINDOW_S = 10
 """Rates are means over the last so many seconds."""
@@ -29,3 +30,16 @@ class RateMeter:
         now = time.monotonic()
         recent = sum(n for second, n in self._buckets if second > now - WINDOW_S)
         return recent / max(1e-3, min(WINDOW_S, now - self._started))
+
+
+@dataclass(slots=True)
+class AccessCounts:
+    """Calls that a server refused for want of permission, since its start.
+
+    Attributes:
+        unauthenticated: they had no token, or one that is not known.
+        denied: their token does not allow them.
+    """
+
+    unauthenticated: int = 0
+    denied: int = 0

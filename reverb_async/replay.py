@@ -9,19 +9,23 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from reverb_async.alarms import Alarms
 from reverb_async.capture import Capture, Log
 from reverb_async.core.cut.plain import layout_from_plain
 from reverb_async.core.cut.table_restore import restore_items
 from reverb_async.core.encoded import DamagedChunks, EncodedItems
+from reverb_async.core.episodes import EpisodeRanges
 from reverb_async.core.item import Layouts
 from reverb_async.core.storage import RowStore, Storage
 from reverb_async.core.storage.restoring import RestoringStore
 from reverb_async.core.table_state import TableState
 from reverb_async.errors import InvalidArgument, TableNotFound
+from reverb_async.limits import Limits
+from reverb_async.logs import Repeats
 from reverb_async.protocol.hello import KEYS_PER_BLOCK
 from reverb_async.saving import ReplayCut, ReplayImage
-from reverb_async.sessions import Sessions
-from reverb_async.table import Table
+from reverb_async.sessions import Sessions, read_sessions
+from reverb_async.table import Memory, Table
 
 logger = logging.getLogger("reverb_async")
 
@@ -33,11 +37,15 @@ _SKIPPED_BLOCKS = 1 << 16
 class Replay:
     """The tables of one server, by name, and what they share.
 
+    Args:
+        tables: at least one.
+        limits: bounds of all that is held; none on bytes unless given.
+
     Raises:
         InvalidArgument: no tables, or two of the same name.
     """
 
-    def __init__(self, tables: Sequence[Table]) -> None:
+    def __init__(self, tables: Sequence[Table], limits: Limits | None = None) -> None:
         if isinstance(tables, Table):
             raise InvalidArgument("tables is a list: put the table into one, Server([table])")
         if not tables:
@@ -49,15 +57,20 @@ class Replay:
             if table.name in self.tables:
                 raise InvalidArgument(f"two tables are named {table.name!r}: names must be distinct")
             self.tables[table.name] = table
-        self.storage = Storage()
+        self.limits = limits or Limits()
+        self.alarms = Alarms()
+        self.memory = Memory(self.limits, self.alarms)
+        self.storage = Storage(account=self.memory)
         self.layouts = Layouts()
-        self.encoded = EncodedItems(self.storage, lock=threading.Lock())
+        self.encoded = EncodedItems(self.storage, None, self.limits.cached_bytes * 4 // 5, lock=threading.Lock())
         self.sessions = Sessions()
+        self.episodes = EpisodeRanges()
         self.epoch = secrets.token_bytes(16)
         """New with every start, so that clients notice a server that came back empty."""
         # Random, so that keys which survive a restart in a client's hands do not name other items afterwards.
         self._next_block = secrets.randbelow(_BLOCKS)
         self._num_writers = 0
+        self._repeats = Repeats(logger)
         self._cut: ReplayCut | None = None
         self.capture: Capture | None = None
         self.log: Log | None = None
@@ -90,7 +103,7 @@ class Replay:
             if len(keys) and table.refusal is None:
                 table.mutate(keys[:0], np.zeros(0), keys)
                 self.encoded.damaged += len(keys)
-                logger.warning("table %r: removed %d items: %s", table.name, len(keys), damage)
+                self._repeats.warning(f"table {table.name!r}: removed {len(keys)} items: {damage}")
 
     def grant_keys(self) -> int:
         """Return the first of `KEYS_PER_BLOCK` keys that are granted to nobody else."""
@@ -100,11 +113,17 @@ class Replay:
 
     def counters(self) -> dict[str, int]:
         """Return what the server counts besides what its tables do."""
-        return {"next_block": self._next_block, "num_sessions": self.sessions.number, **self.encoded.counters()}
+        return {
+            "next_block": self._next_block,
+            "next_episode": self.episodes.next,
+            "num_sessions": self.sessions.number,
+            **self.encoded.counters(),
+        }
 
     def count_writers(self, change: int) -> None:
         """Note that insert streams opened (1) or ended (-1); tables name the number in their messages."""
         self._num_writers += change
+        self.memory.num_writers = self._num_writers
         for table in self.tables.values():
             table.num_writers = self._num_writers
 
@@ -122,17 +141,19 @@ class Replay:
         for table in self.tables.values():
             for store in table.state.slots.stores():
                 numbers.setdefault(store, len(numbers))
-        state = {
+        counters = {
             "epoch": self.epoch.hex(),
             "next_block": self._next_block,
+            "next_episode": self.episodes.next,
             "encoded": self.encoded.counters(),
-            **self.sessions.describe(),
         }
+        sessions = self.sessions.snapshot()
         tables = {
             name: table.state.cut(full=full, stores=numbers, definition=table.definition)
             for name, table in self.tables.items()
         }
-        self._cut = ReplayCut(state, tables, [store.cut() for store in numbers])
+        stores = [store.cut() for store in numbers]
+        self._cut = ReplayCut(lambda: {**counters, "sessions": sessions.describe()}, tables, stores)
         return self._cut
 
     def restore(self, image: ReplayImage, into: Mapping[str, str] | None = None, *, resume: bool = True) -> None:
@@ -161,10 +182,15 @@ class Replay:
             self.storage.watch()
         restoring: list[RestoringStore] = []
         try:
+            counters = {name: int(image.state[name]) for name in ("next_block", "next_episode")}
+            encoded = {name: int(count) for name, count in image.state["encoded"].items()}
+            sessions = read_sessions(image.state["sessions"])
             states = self._restored(image, into, restoring)
-        except BaseException:
+        except BaseException as error:
             for store in restoring:
                 store.abandon()
+            if isinstance(error, KeyError | TypeError | ValueError) and not isinstance(error, InvalidArgument):
+                raise InvalidArgument(f"what was saved is not whole: {error!r}") from error
             raise
         for store in restoring:
             store.finish()
@@ -172,17 +198,11 @@ class Replay:
             if self.capture is not None:
                 self.capture.attach(name, state)
             source = image.tables[into[name]]
-            if resume:
-                state.watch(is_saved=into[name] == name and source.unsaved is not None)
-                if source.unsaved is not None:
-                    state.note_unsaved(source.unsaved)
-            table, saved = self.tables[name], source.state["definition"]
-            limits = [(of["max_size"], of["max_bytes"]) for of in (saved, table.definition)]
-            state.settle_restored(make_room=limits[0] != limits[1])
-            table.state = state
-        self.encoded.resume(image.state["encoded"])
-        self.sessions.restore(image.state)
-        self._next_block = (int(image.state["next_block"]) + _SKIPPED_BLOCKS) % _BLOCKS
+            self.tables[name].adopt(state, source.state["definition"], resume=resume, unsaved=source.unsaved)
+        self.sessions.adopt(sessions)
+        self.encoded.resume(encoded)
+        self.episodes.next = counters["next_episode"]
+        self._next_block = (counters["next_block"] + _SKIPPED_BLOCKS) % _BLOCKS
 
     def _restored(
         self, image: ReplayImage, into: Mapping[str, str], restoring: list[RestoringStore]
@@ -190,6 +210,8 @@ class Replay:
         """Return the states of the tables to be filled, and append the stores they need, with all rows, to a list."""
         restoring.extend(RestoringStore(self.storage.group(saved.specs), saved.num_rows) for saved in image.stores)
         stores = [each.store for each in restoring]
+        if len(set(stores)) < len(stores):
+            raise InvalidArgument("two of the saved stores are of one kind")
         by_store = dict(zip(stores, restoring, strict=True))
         states = {}
         for name, source in into.items():
@@ -218,6 +240,9 @@ class Replay:
             for table in opened:
                 table.close()
             raise
+        self.memory.open(opened)
+        for table in opened:
+            table.state.count_in(self.memory)
 
     def end_waits(self) -> None:
         """End every wait, now and from now on; what need not wait goes on until `close`."""
@@ -228,3 +253,4 @@ class Replay:
         """End every wait and refuse everything."""
         for table in self.tables.values():
             table.close()
+        self.memory.close()

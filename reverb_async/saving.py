@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 from reverb_async.core.cut.image import StoreImage, TableImage
@@ -17,17 +18,26 @@ class ReplayCut:
     of the event loop, and then calls `finish` until that returns False.
 
     Attributes:
-        state: counters and sessions, as values MessagePack and JSON know.
         tables: by name.
         stores: in the order by which ``tables[...].state["layouts"]`` number them.
     """
 
-    def __init__(self, state: dict[str, Any], tables: dict[str, TableCut], stores: list[StoreCut]) -> None:
-        self.state = state
+    def __init__(
+        self, describe: Callable[[], dict[str, Any]], tables: dict[str, TableCut], stores: list[StoreCut]
+    ) -> None:
+        self._describe = describe
         self.tables = tables
         self.stores = stores
         self.is_finished = False
         self._rest: list[TableCut | StoreCut] = [*tables.values(), *stores]
+
+    @cached_property
+    def state(self) -> dict[str, Any]:
+        """Counters and sessions as they were: values MessagePack and JSON know.
+
+        Ask for it in a thread: to write 16,000 sessions down takes a tenth of a second.
+        """
+        return self._describe()
 
     def finish(self, committed: bool) -> bool:
         """End the cut, a bounded part with each call; nobody may read its rows any more.

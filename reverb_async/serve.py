@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
 import gc
 import logging
+import mmap
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 import reverb_async
-from reverb_async.config import Config, load
-from reverb_async.config.flags import CHECKPOINT_KEYS, add_checkpoint_flags, as_number
+from reverb_async import logs
+from reverb_async.config import Config, ServerConfig, load
+from reverb_async.config.flags import add_checkpoint_flags, as_number
+from reverb_async.config.limits import LIMIT_FLAGS
 from reverb_async.config.load import DEFAULT_GRACE_S, DEFAULT_PORT
+from reverb_async.config.settings import parse_value
 from reverb_async.errors import CheckpointError, InvalidArgument, ReplayError
 from reverb_async.server import Server
 from reverb_async.table import Table
@@ -28,6 +34,10 @@ logger = logging.getLogger("reverb_async")
 
 _OLD_COLLECTIONS = 50
 """Collections of the middle generation before a full one; Python's default is 10."""
+
+_TRIM_S = 5.0
+_TRIM_BYTES = 4 << 20
+"""The heap is trimmed when it has grown by so much, or the server holds so much less; looked at so often."""
 
 _USAGE_ERROR = 2
 _FAILED = 1
@@ -42,6 +52,9 @@ tables:
 
     [server]
     port = {DEFAULT_PORT}
+
+    [limits]
+    max_bytes = "8GiB"
 
     [[table]]
     name = "replay"
@@ -94,15 +107,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _make_parser()
     args = parser.parse_args(argv)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
-    logger.setLevel(args.log_level.upper())  # Ours only: grpclib has a line for every stream that a client drops.
-    keys = ("host", "port", "unix", "insecure", "reverb_compat", "grace", *CHECKPOINT_KEYS)
-    flags = {key: getattr(args, key) for key in keys if getattr(args, key) is not None}
+    logs.set_up(args.log_level, args.log_format)
+    keys = {field.name for field in fields(ServerConfig)}
+    flags = {key: value for key, value in vars(args).items() if key in keys and value is not None}
+    limits = {key: parse_value(getattr(args, key)) for key in LIMIT_FLAGS if getattr(args, key) is not None}
     try:
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
-            config = load(args.config, args.table, flags, args.reverb_config)
+            config = load(args.config, args.table, flags, args.reverb_config, limits)
             tables = config.build_tables()
+            if args.check:
+                config.server.check_files()
             printed = config.to_toml() if args.print_config else ""
     except InvalidArgument as error:
         return _fail(_USAGE_ERROR, error)
@@ -121,16 +136,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 async def _serve(config: Config, tables: Sequence[Table], stop: StopSignals) -> int:
     where = config.server
-    server = Server(
-        tables,
-        host=where.host,
-        port=where.port,
-        unix_path=where.unix,
-        insecure=where.insecure,
-        reverb_compat=where.reverb_compat,
-        checkpointer=where.build_checkpointer(),
-        durability=where.durability,
-    )
+    try:
+        server = Server(
+            tables,
+            host=where.host,
+            port=where.port,
+            unix_path=where.unix,
+            insecure=where.insecure,
+            tls=where.tls,
+            tokens=where.tokens,
+            reverb_compat=where.reverb_compat,
+            reverb_compat_insecure=where.reverb_compat_insecure,
+            limits=config.limits,
+            checkpointer=where.build_checkpointer(),
+            durability=where.durability,
+        )
+    except InvalidArgument as error:  # A certificate or the tokens.
+        return _fail(_USAGE_ERROR, error)
     try:
         await server.start()
     except InvalidArgument as error:
@@ -138,7 +160,9 @@ async def _serve(config: Config, tables: Sequence[Table], stop: StopSignals) -> 
     except CheckpointError as error:
         return _fail(_CANNOT_RESTORE, error)
     print(_ready_line(server), flush=True)
+    trimming = asyncio.create_task(_trim_heap(server))
     await stop.wait()
+    trimming.cancel()
     logger.info("stopping, within %g s; a second signal ends it at once", where.grace)
     try:
         await server.close(grace=where.grace)
@@ -147,11 +171,37 @@ async def _serve(config: Config, tables: Sequence[Table], stop: StopSignals) -> 
     return 0
 
 
+async def _trim_heap(server: Server) -> None:
+    """Give memory back that Python and NumPy have freed in the midst of the heap, where the C library keeps it.
+
+    Long messages come and go beside small objects that stay; without this a server never shrinks after a rush.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is None:  # another system, or another C library
+        return
+    after = before = 0
+    while True:
+        await asyncio.sleep(_TRIM_S)
+        held = server._replay.memory.used
+        if _heap_bytes() > after + _TRIM_BYTES or held < before - _TRIM_BYTES:
+            await asyncio.to_thread(trim, 0)
+            after, before = _heap_bytes(), held
+        before = max(before, held)
+
+
+def _heap_bytes() -> int:
+    """Return the resident memory of this process that is its own."""
+    _, resident, shared = Path("/proc/self/statm").read_text().split()[:3]
+    return (int(resident) - int(shared)) * mmap.PAGESIZE
+
+
 def _ready_line(server: Server) -> str:
     names = list(server.tables)
     tables = f"{len(names)} table{'s' if len(names) > 1 else ''} ({', '.join(names)})"
     addresses = [] if server.port is None else [server.address]
     addresses += [] if server.unix_address is None else [server.unix_address]
+    if server.reverb_address not in (None, *addresses):
+        addresses.append(f"{server.reverb_address} (dm-reverb, insecure)")
     version = reverb_async.__version__
     return f"reverb_async {version} serving {tables} on {' and '.join(addresses)}; stop with Ctrl-C"
 
@@ -275,13 +325,35 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--insecure",
         action=argparse.BooleanOptionalAction,
-        help="allow a host that other machines reach: nothing is encrypted, nobody is asked who they are",
+        help="allow a host that other machines reach without TLS",
+    )
+    parser.add_argument(
+        "--tls-certificate", metavar="FILE", help="PEM: encrypt TCP with this certificate and --tls-key"
+    )
+    parser.add_argument("--tls-key", metavar="FILE", help="PEM: its private key")
+    parser.add_argument("--tls-client-ca", metavar="FILE", help="PEM: clients must have a certificate signed by these")
+    parser.add_argument(
+        "--tokens",
+        metavar="FILE",
+        help="calls must show a token of this file; see python -m reverb_async.tokens new -h",
     )
     parser.add_argument(
         "--reverb-compat",
         action=argparse.BooleanOptionalAction,
-        help="serve dm-reverb's clients too, on the same port (default yes)",
+        help="serve dm-reverb's clients too, on the same port (default yes; with TLS or tokens they are not served)",
     )
+    parser.add_argument(
+        "--reverb-compat-insecure",
+        metavar="PORT",
+        nargs="?",
+        const=True,
+        type=_port,
+        help="with TLS or tokens, serve dm-reverb's clients on this port of 127.0.0.1 (default any), unencrypted and "
+        "whoever they are",
+    )
+    limits = parser.add_argument_group("limits")
+    for name, text in LIMIT_FLAGS.items():
+        limits.add_argument(f"--{name.replace('_', '-')}", metavar="SIZE" if "bytes" in name else "N", help=text)
     parser.add_argument(
         "--grace",
         type=as_number,
@@ -292,6 +364,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="default info; to stderr"
     )
+    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="default text")
     parser.add_argument("--version", action="version", version=f"reverb_async {reverb_async.__version__}")
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("--check", action="store_true", help="check the configuration, print a line per table and exit")

@@ -88,9 +88,10 @@ class Session:
         self.refusals = [*self.refusals[1 - _MAX_REFUSALS :], refusal]
         self._settle(refusal.seq, refusal.count)
 
-    def snapshot(self) -> tuple[Session, int, list[tuple[int, int]], list[Refusal]]:
-        """Return what is settled now, quickly: a server has many sessions."""
-        return self, self.applied_through, self.beyond() if self._beyond else [], self.refusals
+    @property
+    def has_gaps(self) -> bool:
+        """Whether `beyond` has ranges."""
+        return bool(self._beyond)
 
     def beyond(self) -> list[tuple[int, int]]:
         """Return settled ranges (seq, count) that do not follow `applied_through`."""
@@ -107,6 +108,48 @@ class Session:
         )
         if settled:
             raise InvalidArgument(f"items {seq} to {seq + count - 1} of this session were sent before")
+
+
+class SessionsSnapshot:
+    """What all sessions of a server have settled at this moment, to be written down later: there may be many."""
+
+    def __init__(self, number: int, sessions: list[Session]) -> None:
+        self._number = number
+        self._sessions = sessions
+        self._applied_through = [session.applied_through for session in sessions]
+        # Most have neither; what is read here is replaced when it changes, or copied.
+        self._more = {
+            at: (session.beyond(), session.refusals)
+            for at, session in enumerate(sessions)
+            if session.refusals or session.has_gaps
+        }
+
+    def describe(self) -> dict[str, object]:
+        """Return it as values MessagePack and JSON know, for `read_sessions`."""
+        described = []
+        for at, (session, applied_through) in enumerate(zip(self._sessions, self._applied_through, strict=True)):
+            beyond, refusals = self._more.get(at, ([], []))
+            told = [[refusal.seq, refusal.count, refusal.error] for refusal in refusals]
+            gaps = [list(span) for span in beyond]
+            described.append([session.identity.hex(), session.number, applied_through, gaps, told])
+        return {"number": self._number, "sessions": described}
+
+
+def read_sessions(described: Any) -> tuple[int, list[Session]]:
+    """Return what `SessionsSnapshot.describe` wrote down, for `Sessions.adopt`.
+
+    Raises:
+        KeyError: or TypeError, or ValueError: it is anything else.
+    """
+    sessions = []
+    for identity, number, applied_through, beyond, refusals in described["sessions"]:
+        session = Session(bytes.fromhex(identity), int(number))
+        session.applied_through = int(applied_through)
+        session.refusals = [Refusal(int(seq), int(count), dict(error)) for seq, count, error in refusals]
+        for start, count in beyond:
+            session.settle(int(start), int(count))
+        sessions.append(session)
+    return int(described["number"]), sessions
 
 
 class Sessions:
@@ -163,31 +206,16 @@ class Sessions:
         self._forget()
         return session
 
-    def describe(self) -> dict[str, object]:
-        """Return what every session has settled, for `restore`, as values MessagePack and JSON know."""
-        return {
-            "num_sessions": self.number,
-            "sessions": [
-                [
-                    session.identity.hex(),
-                    session.number,
-                    applied_through,
-                    [list(span) for span in beyond],
-                    [[refusal.seq, refusal.count, refusal.error] for refusal in refusals],
-                ]
-                for session, applied_through, beyond, refusals in [each.snapshot() for each in self._sessions.values()]
-            ],
-        }
+    def snapshot(self) -> SessionsSnapshot:
+        """Return what every session has settled now."""
+        return SessionsSnapshot(self.number, list(self._sessions.values()))
 
-    def restore(self, described: Mapping[str, Any]) -> None:
-        """Remember the sessions of an earlier server, which none of ours may have had; they begin to age now."""
-        self.number = int(described["num_sessions"])
-        for identity, number, applied_through, beyond, refusals in described["sessions"]:
-            session = self._add(bytes.fromhex(identity), int(number))
-            session.applied_through = int(applied_through)
-            session.refusals = [Refusal(*refusal) for refusal in refusals]
-            for start, count in beyond:
-                session._settle(int(start), int(count))
+    def adopt(self, saved: tuple[int, list[Session]]) -> None:
+        """Remember the sessions of an earlier server, of which none is open here; they begin to age now."""
+        self.number, sessions = saved
+        for session in sessions:
+            session.changes = self._changes
+            self._sessions[session.identity] = session
             self.detach(session)
 
     def detach(self, session: Session) -> None:

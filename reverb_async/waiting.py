@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from types import TracebackType
+from typing import Protocol
+
+from reverb_async.logs import Repeats
 
 logger = logging.getLogger("reverb_async")
 
@@ -79,14 +83,39 @@ class Deadline:
             raise TimeoutError
 
 
+class Crowd(Protocol):
+    """Where calls wait for the same."""
+
+    repeats: Repeats
+    """For warnings of their waits."""
+
+    @property
+    def peers(self) -> tuple[str, ...]:
+        """Where the first few come from."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def oldest(self) -> float:
+        """When the longest wait began, in seconds since the epoch."""
+
+
 @contextmanager
-def reported(describe: Callable[[], str], also: Callable[[str], None] | None = None) -> Iterator[None]:
+def reported(
+    describe: Callable[[], str],
+    also: Callable[[str], None] | None = None,
+    repeats: Repeats | None = None,
+    crowd: Crowd | None = None,
+) -> Iterator[None]:
     """Log a warning when the body takes long: after 10 s, 20 s, 40 s, ..., with what `describe` says at that time.
 
     Args:
         describe: what is being waited for.
         also: called with every warning, to pass it on to whoever asked for the wait.
+        repeats: shared by those who may wait for the same: there is one line for all of them.
+        crowd: where they stand; the line says how many they are.
     """
+    repeats = crowd.repeats if crowd is not None else repeats or Repeats(logger)
     loop = asyncio.get_running_loop()
     started = loop.time()
     timer: asyncio.TimerHandle
@@ -94,7 +123,10 @@ def reported(describe: Callable[[], str], also: Callable[[str], None] | None = N
     def warn(interval: float) -> None:
         nonlocal timer
         text = f"{describe()}; has waited {loop.time() - started:.0f} s"
-        logger.warning(text)
+        everybody, peers = "", () if crowd is None else crowd.peers
+        if crowd is not None and len(crowd) > 1:
+            everybody = f"; {len(crowd)} calls wait, the longest for {time.time() - crowd.oldest:.0f} s"
+        repeats.warning(text + everybody, count=crowd is None, now=loop.time(), event="waiting", peers=peers)
         if also is not None:
             also(text)
         timer = loop.call_later(interval, warn, 2 * interval)
@@ -106,17 +138,25 @@ def reported(describe: Callable[[], str], also: Callable[[str], None] | None = N
         timer.cancel()
 
 
+def first_peers(peers: Iterable[str]) -> tuple[str, ...]:
+    """Return up to 8 distinct names, in order, of those that are known among the first 64."""
+    return tuple(islice(dict.fromkeys(filter(None, islice(peers, 64))), 8))
+
+
 class Gate:
     """Where calls of one kind wait: a FIFO of tasks, whose head stands at a condition.
 
     Attributes:
         turn: the place at the head; held while waiting at the condition.
+        repeats: for warnings of long waits.
     """
 
     def __init__(self) -> None:
         self.turn = asyncio.Lock()
         self._changed = make_condition()
+        self.repeats = Repeats(logger)
         self._since: dict[object, float] = {}
+        self._peers: dict[object, str] = {}
 
     def __len__(self) -> int:
         return len(self._since)
@@ -126,15 +166,20 @@ class Gate:
         """When the longest wait began, in seconds since the epoch."""
         return next(iter(self._since.values()))
 
+    @property
+    def peers(self) -> tuple[str, ...]:
+        """Where the first few calls come from."""
+        return first_peers(self._peers.values())
+
     @contextmanager
-    def standing(self) -> Iterator[None]:
-        """Count the caller as waiting while the body runs."""
+    def standing(self, peer: str = "") -> Iterator[None]:
+        """Count the caller, a call from `peer`, as waiting while the body runs."""
         token = object()
-        self._since[token] = time.time()
+        self._since[token], self._peers[token] = time.time(), peer
         try:
             yield
         finally:
-            del self._since[token]
+            del self._since[token], self._peers[token]
 
     async def wait(self) -> None:
         """Wait, as the holder of `turn`, until `wake` is called."""

@@ -132,13 +132,21 @@ class Saving:
 
 
 class Disk:
-    """Checkpoints of a `Replay`; `image` is the last that was committed."""
+    """Checkpoints of a `Replay`; `image` is the last that was committed.
 
-    def __init__(self, replay: Replay) -> None:
+    Args:
+        replay: whose.
+        base: what it was restored from; nothing changes there.
+    """
+
+    def __init__(self, replay: Replay, base: Disk | None = None) -> None:
         self.replay = replay
         self.segments: dict[int, dict[Any, list[Any]]] = {}
         self.image: Image | None = None
         self._segment = 0
+        if base is not None:
+            self.image, self._segment = base.image, base._segment
+            self.segments = {number: dict(held) for number, held in base.segments.items()}
 
     def next_segment(self) -> int:
         self._segment += 1

@@ -75,7 +75,7 @@ def add(encoded: EncodedItems, *chunks: bytes) -> Rows:
 
 def item(chunks: ArrayLike, *columns: Column, trajectory: bytes = b"", nbytes: int = 8) -> EncodedItem:
     shown = tuple(tuple(column) for column in columns)
-    return EncodedItem(np.asarray(chunks, np.int64), shown, trajectory, nbytes)
+    return EncodedItem(np.asarray(chunks, np.int64).tolist(), shown, trajectory, nbytes)
 
 
 def block(

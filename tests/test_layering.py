@@ -15,31 +15,48 @@ ROOT = Path(reverb_async.__file__).parent
 PACKAGE = "reverb_async"
 
 ALLOWED = {
+    "alarms": ["core"],
     "errors": [],
     "core": ["errors", "core"],
     "protocol": ["core", "errors", "protocol"],
     "hosts": [],
+    "limits": ["errors"],
+    "logs": [],
     "metrics": [],
-    "waiting": [],
-    "table": ["core", "errors", "metrics", "table", "waiting"],
+    "security": ["errors", "security"],
+    "waiting": ["logs"],
+    "table": ["alarms", "core", "errors", "limits", "logs", "metrics", "table", "waiting"],
     "sessions": ["errors", "protocol"],
     "saving": ["core"],
     "capture": ["core", "replay"],
-    "replay": ["capture", "core", "errors", "protocol", "saving", "sessions", "table"],
-    "checkpoint": ["capture", "checkpoint", "compat.tensors", "core", "errors", "replay", "sessions", "table"],
-    "service": ["core", "errors", "protocol", "replay", "service", "sessions", "table", "waiting"],
-    "wire": ["client.transport", "core", "errors", "protocol", "wire"],
-    "client": ["client", "core", "errors", "protocol", "waiting"],
-    "compat": [
-        *["compat", "core", "errors", "metrics", "protocol", "replay", "service", "sessions", "table", "waiting"],
-        "wire",
+    "replay": ["alarms", "capture", "core", "errors", "limits", "logs", "protocol", "saving", "sessions", "table"],
+    "checkpoint": [
+        "capture",
+        "checkpoint",
+        "compat.tensors",
+        "core",
+        "errors",
+        "replay",
+        "saving",
+        "sessions",
+        "table",
     ],
-    "config": ["checkpoint", "compat.signatures", "config", "core", "errors", "hosts", "table"],
+    "service": [
+        *["core", "errors", "limits", "protocol", "replay", "security.grants", "service", "sessions", "table"],
+        "waiting",
+    ],
+    "wire": ["client.transport", "core", "errors", "protocol", "security", "wire"],
+    "client": ["client", "core", "errors", "hosts", "logs", "protocol", "security", "waiting"],
+    "compat": [
+        *["compat", "core", "errors", "limits", "metrics", "protocol", "replay", "service", "sessions", "table"],
+        *["waiting", "wire"],
+    ],
+    "config": ["checkpoint", "compat.signatures", "config", "core", "errors", "hosts", "limits", "security", "table"],
     "local_streams": ["errors", "protocol", "waiting"],
     "inprocess": ["client.transport", "core", "errors", "local_streams", "protocol", "service"],
     "foreign": [
-        *["client.transport", "compat", "core", "errors", "foreign", "local_streams", "protocol", "service.tasks"],
-        *["sessions", "waiting", "wire"],
+        *["client.transport", "compat", "core", "errors", "foreign", "limits", "local_streams", "protocol"],
+        *["service.tasks", "sessions", "waiting", "wire"],
     ],
     "server": [
         *[
@@ -50,8 +67,12 @@ ALLOWED = {
             "errors",
             "hosts",
             "inprocess",
+            "limits",
+            "logs",
+            "metrics",
             "protocol",
             "replay",
+            "security",
             "server",
             "service",
             "table",
@@ -61,7 +82,7 @@ ALLOWED = {
 }
 """Parts of the package and what they import from it; whatever is not named here may import everything."""
 
-FREE = {"__init__", "serve", "testing"}
+FREE = {"__init__", "serve", "testing", "tokens"}
 
 LAZILY = {("client/client.py", "wire.transport"), ("client/client.py", "foreign.transport")}
 """Imports that only run when a client connects over a wire."""

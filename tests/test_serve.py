@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import re
 import signal
 import socket
@@ -14,9 +15,11 @@ import tomllib
 from collections.abc import Iterator
 
 import pytest
+import trustme
 
 import reverb_async as ra
 from reverb_async import serve
+from reverb_async.security.tokens import make_token
 
 PROGRAM = [sys.executable, "-W", "error", "-m", "reverb_async.serve"]
 STOPS_WITHIN_S = 2.0
@@ -66,6 +69,53 @@ def run(*args: str) -> subprocess.CompletedProcess[str]:
 
 
 # -- as a process ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def protected(tmp_path):
+    """Return the flags of a server that asks for TLS and a token, what its clients need, and the file of tokens."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    issued = authority.issue_cert("127.0.0.1")
+    issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
+    secret, token = make_token("learner", ["read", "write"])
+    (tmp_path / "tokens").write_text(token.to_line())
+    both = str(tmp_path / "both.pem")
+    flags = ["--tls-certificate", both, "--tls-key", both, "--tokens", str(tmp_path / "tokens")]
+    return flags, {"tls": ra.ClientTLS(ca=tmp_path / "ca.pem"), "token": secret}, tmp_path / "tokens"
+
+
+async def test_it_serves_with_tls_and_tokens_and_logs_json(start, protected):
+    flags, credentials, _ = protected
+    running = start("--port", "0", "--reverb-compat-insecure", "--log-format", "json", *flags)
+    assert re.search(r" on 127\.0\.0\.1:\d+ and 127\.0\.0\.1:\d+ \(dm-reverb, insecure\);", running.ready)
+    async with ra.Client(running.address, **credentials) as client:
+        await client.insert({"x": 1.0}, {"replay": 1.0})
+        assert (await client.sample_one("replay")).data == {"x": 1.0}
+        with pytest.raises(ra.PermissionDenied, match="reset needs a token with the scope 'admin'"):
+            await client.reset("replay")
+    async with ra.Client(running.address, tls=credentials["tls"]) as client:
+        with pytest.raises(ra.PermissionDenied, match="needs a token; none was shown"):
+            await client.server_info()
+    status, _, log = await asyncio.to_thread(running.stop, signal.SIGTERM)
+    assert status == 0
+    refused = [line for line in map(json.loads, log.splitlines()) if line.get("event") == "refused"]
+    assert [line["token"] for line in refused] == ["learner", None]
+    assert all(line["level"] == "warning" and line["peer"].startswith("127.0.0.1:") for line in refused)
+    assert credentials["token"] not in log
+
+
+def test_files_that_cannot_be_used_end_it_and_are_found_by_check(protected, capsys):
+    flags, _, tokens = protected
+    assert serve.main(["--check", *flags]) == 0
+    tokens.write_text("nonsense")
+    capsys.readouterr()
+    for args in (["--check", *flags], ["--port", "0", *flags]):
+        assert serve.main(args) == 2
+        assert capsys.readouterr().err == (
+            f"reverb-async: error: {tokens}: line 1: a line is: name scope[,scope] sha256:digest; "
+            "`python -m reverb_async.tokens new` makes one\n"
+        )
 
 
 async def test_it_says_when_it_is_ready_and_where(start, tmp_path):

@@ -113,6 +113,30 @@ class TestReported:
         await clock.advance(1000)
         assert len(told) == 3
 
+    async def test_those_who_wait_for_the_same_share_a_line_that_says_how_many_they_are(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        clock, gate, told, done = Clock(monkeypatch), Gate(), [], asyncio.Event()
+
+        async def wait(number: int) -> None:
+            with gate.standing(f"peer {number % 20}"), reported(lambda: "table 't' is full", told.append, crowd=gate):
+                await done.wait()
+
+        tasks = [asyncio.create_task(wait(number)) for number in range(130)]
+        await settle()
+        with caplog.at_level(logging.WARNING, "reverb_async"):
+            for _ in range(25):
+                await clock.advance(1)
+        assert caplog.messages == [
+            "table 't' is full; has waited 10 s; 130 calls wait, the longest for 0 s",  # Of another clock.
+            "table 't' is full; has waited 20 s; 130 calls wait, the longest for 0 s",
+        ]
+        assert len(told) == 260  # Each is told of its own wait.
+        assert caplog.records[0].peers == tuple(f"peer {number}" for number in range(8))
+        done.set()
+        await asyncio.gather(*tasks)
+        assert gate.peers == ()
+
     async def test_short_waits_are_not_mentioned(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -8,6 +8,7 @@ from benchmarks.subjects import (
     durability,
     latency,
     memory,
+    recovery,
     reverb_clients,
     sampling,
     scaling,
@@ -18,7 +19,7 @@ from benchmarks.subjects import (
 
 SUBJECTS: dict[str, Subject] = {
     subject.name: subject
-    for module in (sampling, writing, latency, memory, checkpoints, durability, scaling, sustained, sweeps)
+    for module in (sampling, writing, latency, memory, checkpoints, durability, scaling, sustained, recovery, sweeps)
     for subject in module.SUBJECTS
 }
 """What the command line knows."""

@@ -27,11 +27,12 @@ T = TypeVar("T")
 ITEMS = 100_000
 PAUSE_ITEMS = 1_000_000
 FULL_PAUSE_ITEMS = 24_000_000
+WARM_UP_S = 1.0
 _AT_ONCE = 65_536
 _PROBE_S = 0.001
 
-SECONDS = Measure("latency", "s", "lower")
-PAUSE_MS = Measure("latency", "ms", "lower")
+SECONDS = Measure("duration", "s", "lower")
+PAUSE_MS = Measure("duration", "ms", "lower")
 
 
 @asynccontextmanager
@@ -80,8 +81,8 @@ async def longest_pause(path: Path, items: int) -> tuple[float, dict[str, float]
     """Return the longest pause of the event loop, in ms, while a checkpoint is written beside other work."""
     async with serving(path, items) as client:
         await insert(client, items)
-        await _longest(1.0, client)  # Everything has run once.
-        idle, _ = await _longest(2.0, client)
+        await _longest(WARM_UP_S, client)
+        idle, _ = await _longest(WARM_UP_S, client)
         before = time.perf_counter()
         saving = asyncio.ensure_future(client.checkpoint())
         longest, batches = await _longest(saving, client)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -19,13 +20,14 @@ async def _reading(session: Session, *, table: str) -> Work:
     """Sample batches natively of what a dm-reverb client wrote, once all of it has been decoded."""
     client = session.client
     size = (await client.server_info())[table].current_size
-    async with client.sample_batches(table, BATCH, prefetch=8) as batches:
+    options: dict[str, Any] = {"prefetch": 8, "ragged": "flat" if table == "ragged" else "error"}
+    async with client.sample_batches(table, BATCH, **options) as batches:
         seen: set[int] = set()
         async for batch in batches:
             seen.update(np.asarray(batch.info.key).tolist())
             if len(seen) >= 0.98 * size:
                 break
-    return lambda seconds: sample_for(client, seconds, table=table, item_bytes=SMALL_BYTES, prefetch=8)
+    return lambda seconds: sample_for(client, seconds, table=table, item_bytes=SMALL_BYTES, **options)
 
 
 def _beside(name: str, title: str, path: str, target: float, measure: Measure = ITEMS_PER_S) -> Subject:

@@ -263,8 +263,6 @@ class Checkpointer:
         while True:
             await log.wants_checkpoint.wait()
             log.wants_checkpoint.clear()
-            if log.failure is not None:
-                self.alarm = str(log.failure)
             try:
                 await self.save()
                 failures = 0

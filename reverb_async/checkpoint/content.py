@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reverb_async.checkpoint.records import Header, Record, RecordWriter, pack, unpack
+from reverb_async.checkpoint.plain import pack, unpack
+from reverb_async.checkpoint.records import Header, Record, RecordWriter
 from reverb_async.core.cut.image import ArrayBlock, RowValues
 from reverb_async.core.spec import ArraySpec
 from reverb_async.core.variable import VariableRows

@@ -17,7 +17,7 @@ from reverb_async.checkpoint.log_reading import LogOnDisk, read_frames
 from reverb_async.core.cut.image import ArrayBlock, RowValues
 from reverb_async.core.spec import ArraySpec
 from reverb_async.core.variable import VariableRows
-from reverb_async.sessions import Sessions
+from reverb_async.sessions import Sessions, read_sessions
 
 _AT_ONCE = 64
 """Frames that are in memory at the same time."""
@@ -132,7 +132,7 @@ class LoggedImage:
         self._numbers = {store.specs: number for number, store in enumerate(self.stores)}
         self.state: dict[str, Any] = dict(saved.state)
         self._sessions = Sessions()
-        self._sessions.restore(saved.state)
+        self._sessions.adopt(read_sessions(saved.state["sessions"]))
 
     def add(self, place: Position, frame: Frame) -> None:
         """Take down what a frame adds.
@@ -155,13 +155,14 @@ class LoggedImage:
                 ]
         self._sessions.replay(frame.sessions)
         counters = dict(frame.server)
-        self.state["next_block"] = counters.pop("next_block")
+        for name in ("next_block", "next_episode"):
+            self.state[name] = counters.pop(name)
         self._sessions.number = max(self._sessions.number, counters.pop("num_sessions"))
         self.state["encoded"] = counters
 
     def finish(self) -> None:
         """Take note that this was all."""
-        self.state |= self._sessions.describe()
+        self.state["sessions"] = self._sessions.snapshot().describe()
 
     def _number_of(self, specs: Sequence[ArraySpec]) -> int:
         kind = tuple(specs)

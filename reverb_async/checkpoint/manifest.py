@@ -14,7 +14,8 @@ from typing import Any
 import xxhash
 
 from reverb_async.checkpoint.damage import Damage
-from reverb_async.checkpoint.records import FileFacts, pack
+from reverb_async.checkpoint.plain import pack
+from reverb_async.checkpoint.records import FileFacts
 from reverb_async.errors import CheckpointError
 
 FORMAT = 1

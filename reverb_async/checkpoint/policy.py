@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from reverb_async.checkpoint.image import CheckpointOnDisk
 from reverb_async.checkpoint.logged_image import LoggedImage
-from reverb_async.checkpoint.records import pack, unpack
+from reverb_async.checkpoint.plain import pack, unpack
 from reverb_async.core import selectors
 from reverb_async.core.rate_limiters import RateLimiter
 from reverb_async.core.spec import Signature

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import msgpack
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from reverb_async.checkpoint.damage import Damage
 from reverb_async.checkpoint.file_system import FileSystem
+from reverb_async.checkpoint.plain import pack, unpack
 from reverb_async.core.storage.backing import aligned_empty
 
 FORMAT = 1
@@ -254,7 +254,7 @@ class RecordReader:
         try:
             header = unpack(memory[at : at + header_bytes].tobytes())
             sizes = header["sizes"]
-        except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise Damage(self._path, offset, "a header in MessagePack", repr(error)) from error
         at += header_bytes
         buffers = []
@@ -274,34 +274,6 @@ def is_segment(path: Path) -> bool:
             return file.read(len(_MAGIC)) == _MAGIC
     except OSError:
         return False
-
-
-def pack(value: object) -> bytes:
-    """Encode plain values: None, bool, int of any size, float, str, bytes, lists and maps."""
-    packed: bytes = msgpack.packb(value, default=_pack_other)
-    return packed
-
-
-def unpack(packed: bytes) -> Any:
-    """Decode what `pack` returned."""
-    return msgpack.unpackb(packed, ext_hook=_unpack_other, strict_map_key=False)
-
-
-_LONG_INT = 1
-
-
-def _pack_other(value: object) -> object:
-    if isinstance(value, int):  # more than 64 bits, as states of random generators have
-        return msgpack.ExtType(_LONG_INT, value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True))
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"a checkpoint holds plain values, not a {type(value).__name__}")
-
-
-def _unpack_other(code: int, data: bytes) -> object:
-    if code != _LONG_INT:
-        raise ValueError(f"extension type {code}")
-    return int.from_bytes(data, "little", signed=True)
 
 
 def _raw(array: NDArray[Any]) -> memoryview:

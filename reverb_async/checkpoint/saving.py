@@ -7,7 +7,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,6 +28,7 @@ from reverb_async.core.slots import FREE
 from reverb_async.core.storage import RowStore
 from reverb_async.core.variable import VariableRows
 from reverb_async.replay import Replay
+from reverb_async.saving import ReplayCut
 
 T = TypeVar("T")
 
@@ -36,6 +37,9 @@ BLOCK_SLOTS = 16_384
 
 RECORD_BYTES = 4 << 20
 """Rows are written in records of about this size."""
+
+_OF_FREE = ("version", "sampler", "remover")
+"""What an image of a free slot has to say."""
 
 _JOB_BYTES = 64 << 20
 """Rows that one job writes, variable columns aside."""
@@ -105,7 +109,7 @@ class Saver:
                 parent=0 if last is None else last.sequence,
                 epoch=self._replay.epoch.hex(),
                 time=written,
-                version=version("reverb_async"),
+                version=_version(),
                 state_file=state_file,
                 tables=tuple(tables),
                 stores=tuple(stores),
@@ -121,10 +125,7 @@ class Saver:
             is_committed = self.last is manifest is not None
             if not is_committed:
                 await self._do(draft.abandon)
-            is_finished = False
-            while not is_finished:
-                is_finished = not cut.finish(is_committed)
-                await asyncio.sleep(0)
+            await _finish(cut, is_committed)
         return manifest
 
     # -- tables -------------------------------------------------------------------------------------------------------
@@ -204,6 +205,25 @@ class Saver:
         return await until_done(self._thread.submit(work, *args))
 
 
+async def _finish(cut: ReplayCut, is_committed: bool) -> None:
+    """End a cut; at once if cancelled, for there is no other before it has ended."""
+    try:
+        while cut.finish(is_committed):  # noqa: ASYNC110 - it is the work that is done here
+            await asyncio.sleep(0)
+    except asyncio.CancelledError:
+        while cut.finish(is_committed):
+            pass
+        raise
+
+
+def _version() -> str:
+    """Return this package's version, as far as it is known: one that was never installed has none."""
+    try:
+        return version("reverb_async")
+    except PackageNotFoundError:
+        return "unknown"
+
+
 class _Written:
     """What was written of one table.
 
@@ -233,12 +253,13 @@ class _Written:
 
 
 def _write_slots(draft: Draft, name: str, block: ArrayBlock, written: _Written) -> None:
-    """Write images of slots; of free ones, among which there is nothing to tell apart, next to nothing."""
+    """Write images of slots; of free ones only what may count, which takes next to no room."""
     is_free = block.values["state"] == FREE
     num_free = int(np.count_nonzero(is_free))
     if num_free:
         free = np.zeros(num_free, block.values.dtype)
-        free["version"] = block.values["version"][is_free]
+        for field in _OF_FREE:
+            free[field] = block.values[field][is_free]
         freed = ArrayBlock(block.ids[is_free], free, block.more[:0])
         written.note(freed, *draft.add_slots(name, freed))
         block = ArrayBlock(block.ids[~is_free], block.values[~is_free], block.more)

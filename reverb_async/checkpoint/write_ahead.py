@@ -24,6 +24,8 @@ DURABILITIES: tuple[Durability, ...] = ("memory", "wal", "wal_fsync")
 MIN_LOG_BYTES = 256 << 20
 """A log longer than this, and than half of what the server holds, is made superfluous by a checkpoint."""
 
+_ALARM = "log"
+
 FULL = {errno.ENOSPC, errno.EFBIG, *(getattr(errno, name) for name in ("EDQUOT",) if hasattr(errno, name))}
 
 
@@ -145,8 +147,8 @@ class WriteAheadLog:
             self.wants_checkpoint.clear()
         if self.failure is not None:
             self.failure = None
+            self._replay.alarms.clear(_ALARM)
             self._refuse(None)
-            logger.info("the log is whole again: changes are admitted")
 
     async def close(self) -> None:
         """Write what has changed, and end."""
@@ -199,7 +201,6 @@ class WriteAheadLog:
             f"the log in {self._directory.log} cannot be written: {reason}; "
             f"inserts, updates, deletes and resets are refused until a checkpoint has succeeded"
         )
-        logger.error("%s", failure)
         file, self._file = self._file, None
         if file is not None:
             try:
@@ -212,6 +213,7 @@ class WriteAheadLog:
 
     def _stop(self, failure: ReplayError) -> None:
         self.failure = failure
+        self._replay.alarms.give(_ALARM, str(failure))
         self._refuse(failure)
         self.wants_checkpoint.set()
 

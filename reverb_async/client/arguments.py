@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 import numpy as np
 
 from reverb_async.client.sampling.collate import as_columns
 from reverb_async.errors import InvalidArgument
+from reverb_async.hosts import is_loopback
 from reverb_async.protocol.sampled import MAX_BATCH_SIZE
 from reverb_async.protocol.sampling import Subscription
+from reverb_async.security import ClientTLS
+from reverb_async.security.credentials import check_token
 
 MAX_PREFETCH = 1024
 """Batches a stream may keep outstanding; a server stops at 4096 that are not acknowledged."""
@@ -93,3 +97,29 @@ def check_connect_timeout(seconds: object) -> None:
     if seconds is None or (isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds >= 0):
         return
     raise InvalidArgument(f"connect_timeout is seconds >= 0, or None for ever, got {seconds!r:.60}")
+
+
+def check_credentials(address: str, tls: object, token: object, insecure: object) -> None:
+    """Refuse what cannot be shown to the server of an address, or would be shown to others on the way."""
+    if not isinstance(tls, bool | ClientTLS):
+        raise InvalidArgument(f"tls is True (what the system trusts) or ClientTLS(...), got {tls!r:.60}")
+    if not isinstance(insecure, bool):
+        raise InvalidArgument(f"insecure is True or False, got {insecure!r:.60}")
+    if isinstance(token, str):
+        check_token(token, "token")
+    elif token is not None and not isinstance(token, os.PathLike) and not callable(token):
+        raise InvalidArgument(f"token is a str, a pathlib.Path, or a function, got a {type(token).__name__}")
+    if address.startswith("reverb://") and (tls or token is not None):
+        raise InvalidArgument("servers of dm-reverb know neither TLS nor tokens: drop tls and token")
+    if address.startswith("unix:"):
+        if tls:
+            raise InvalidArgument(
+                "what passes a Unix socket does not leave this machine and is not encrypted: drop tls"
+            )
+    elif token is not None and not tls and not insecure:
+        host = address.rpartition(":")[0].strip("[]")
+        if not is_loopback(host):
+            raise InvalidArgument(
+                f"everybody between here and {host} could read the token: add tls=True or ClientTLS(...), or "
+                "insecure=True if that is meant"
+            )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import weakref
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Literal
 
@@ -17,24 +17,26 @@ from reverb_async.client.arguments import (
     as_subscription,
     check_address,
     check_connect_timeout,
+    check_credentials,
     check_priorities,
     check_table_name,
 )
-from reverb_async.client.checks import check_timeout
-from reverb_async.client.connector import Connector, time_limit
+from reverb_async.client.checks import check_timeout, positive
+from reverb_async.client.events import Events
+from reverb_async.client.parts import Parts
+from reverb_async.client.retry import time_limit
 from reverb_async.client.sampling.batch import Batch, Sample, make_batch, make_sample
-from reverb_async.client.sampling.batch_stream import HURRIED_LEAVE_S, BatchStream
+from reverb_async.client.sampling.batch_stream import BatchStream
 from reverb_async.client.sampling.collate import Collator, Columns, PadSide, RaggedMode
-from reverb_async.client.sampling.sampler import BatchSampler, Sampler, StreamPool
+from reverb_async.client.sampling.sampler import BatchSampler, Sampler
 from reverb_async.client.shared_memory import SharedMemory, check_shared_memory
 from reverb_async.client.transport import Transport
-from reverb_async.client.updates import Updates, UpdateStream, as_keys, as_updates
-from reverb_async.client.writing.rows import RowInserter
+from reverb_async.client.updates import Updates, as_keys, as_updates
 from reverb_async.client.writing.writer import TrajectoryWriter
 from reverb_async.core.draw import MutateResult
-from reverb_async.core.info import TableInfo
+from reverb_async.core.info import ServerStatus, TableInfo
 from reverb_async.errors import Closed
-from reverb_async.protocol.sampling import Subscription
+from reverb_async.security import ClientTLS, Credentials
 
 _ATTEMPT_S = 10.0
 """One attempt to connect takes no longer, so that there are several."""
@@ -44,17 +46,24 @@ class Client:
     """A connection to one server; connects at the first call, and again whenever it is lost.
 
     Use it with ``async with``, or `close` it. It belongs to the event loop of its first call; pickled, it is the
-    address and the options, and connects anew elsewhere. `timeout` is seconds in every method: None waits, 0 is now or
-    fail.
+    address and the options, a token included, and connects anew elsewhere. `timeout` is seconds in every method: None
+    waits, 0 is now or fail.
 
     Args:
         address: ``"host:port"`` or ``"unix:///path"``; ``"reverb://host:port"`` is a server of DeepMind's dm-reverb.
         connect_timeout: while nothing answers, calls wait so many seconds, then raise `Unavailable`; None: for ever.
         shared_memory: ``"auto"``: large batches are read in the memory of a server on the same host and of the same
             user (Linux), see `transport`; everything else travels over the wire. False: everything does.
+        tls: encrypt the connections, and check the server's certificate: True, with what the system trusts, or a
+            `ClientTLS`.
+        token: what the server knows this client by: the token itself, the path of a file (a `pathlib.Path`) that has
+            it, or a function that returns it; file and function are asked again for every call and stream.
+        insecure: send the token although it can be read on its way: without `tls`, to another machine.
 
     Raises:
         InvalidArgument: an argument is none of these.
+
+    A server's refusals are `PermissionDenied`, by any method.
     """
 
     def __init__(
@@ -63,12 +72,22 @@ class Client:
         *,
         connect_timeout: float | None = 60.0,
         shared_memory: Literal["auto", False] = "auto",
+        tls: bool | ClientTLS = False,
+        token: str | os.PathLike[str] | Callable[[], str] | None = None,
+        insecure: bool = False,
     ) -> None:
         check_address(address)
         check_connect_timeout(connect_timeout)
         check_shared_memory(shared_memory)
+        check_credentials(address, tls, token, insecure)
         self._address = address
-        self._options: dict[str, Any] = {"connect_timeout": connect_timeout, "shared_memory": shared_memory}
+        self._options: dict[str, Any] = {
+            "connect_timeout": connect_timeout,
+            "shared_memory": shared_memory,
+            "tls": tls,
+            "token": token,
+            "insecure": insecure,
+        }
         self._set_up(None)
 
     @classmethod
@@ -82,9 +101,9 @@ class Client:
 
     def _set_up(self, transport: Transport | None) -> None:
         self._is_over_transport = transport is not None
-        self._parts: _Parts | None = None
+        self._parts: Parts | None = None
         if transport is not None:  # A server in the same process hands its arrays over: there is nothing to gain.
-            self._parts = _Parts(transport, self._options["connect_timeout"], SharedMemory(False))
+            self._parts = Parts(transport, self._options["connect_timeout"], SharedMemory(False))
         self._closing: asyncio.Task[None] | None = None
         self._is_closed = False
 
@@ -95,7 +114,7 @@ class Client:
 
     @property
     def transport(self) -> str:
-        """How the server is reached: ``"tcp"``, ``"unix"``, ``"in-process"``, or ``"reverb"`` by DeepMind's protocol.
+        """How the server is reached: ``"tcp"``, ``"tls"``, ``"unix"``, ``"in-process"``, ``"reverb"`` (DeepMind's way).
 
         After the first call also whether its memory is shared, ``"tcp + shared memory"``, or why not:
         ``"tcp (no shared memory: the server is on another host)"``.
@@ -104,7 +123,7 @@ class Client:
             connector = self._parts.connector
             return connector.memory.describe(connector.transport.name)
         scheme, found, _ = self._address.partition("://")
-        return scheme if found else "tcp"
+        return scheme if found else "tls" if self._options["tls"] else "tcp"
 
     # -- inserting ----------------------------------------------------------------------------------------------------
 
@@ -353,6 +372,17 @@ class Client:
         async with time_limit(timeout, connector, "asking for server_info"):
             return dict(await connector.describe())
 
+    async def server_status(self, *, timeout: float | None = 10.0) -> ServerStatus:
+        """Describe the server itself: memory, connections, alarms.
+
+        Raises:
+            DeadlineExceeded: the server did not answer in time.
+        """
+        check_timeout(timeout)
+        connector = self._use().connector
+        async with time_limit(timeout, connector, "asking for server_status"):
+            return await connector.call(lambda: connector.transport.server_status(), "asking for server_status")
+
     async def checkpoint(self, *, timeout: float | None = None) -> str:
         """Have the server write a checkpoint of what it holds now, or somewhat later; return its path there.
 
@@ -367,6 +397,16 @@ class Client:
         connector = self._use().connector
         async with time_limit(timeout, connector, "writing a checkpoint"):
             return await connector.call(connector.transport.checkpoint, "writing a checkpoint")
+
+    def events(self, *, capacity: int = 1000) -> Events:
+        """Return an asynchronous iterator of what happens from now on that no call tells of; see `reverb_async.events`.
+
+        It never holds the client up: what nobody takes is dropped, the oldest first, and counted (`Events.dropped`).
+
+        Args:
+            capacity: events kept.
+        """
+        return self._use().connector.events.listen(positive(capacity, "capacity"))
 
     # -- coming and going ---------------------------------------------------------------------------------------------
 
@@ -406,14 +446,17 @@ class Client:
         if self._is_closed:
             raise Closed(f"the client of {self._address} was closed; make another one")
 
-    def _use(self) -> _Parts:
+    def _use(self) -> Parts:
         self._check_open()
         if self._parts is None:
             patience = self._options["connect_timeout"]
+            tls, token = self._options["tls"], self._options["token"]
             transport = _connect(
-                self._address, _ATTEMPT_S if patience is None else min(_ATTEMPT_S, patience or _ATTEMPT_S)
+                self._address,
+                _ATTEMPT_S if patience is None else min(_ATTEMPT_S, patience or _ATTEMPT_S),
+                Credentials(ClientTLS() if tls is True else tls or None, token),
             )
-            self._parts = _Parts(transport, patience, SharedMemory(self._options["shared_memory"] == "auto"))
+            self._parts = Parts(transport, patience, SharedMemory(self._options["shared_memory"] == "auto"))
         return self._parts
 
     # -- as a value ---------------------------------------------------------------------------------------------------
@@ -440,7 +483,7 @@ class Client:
         return f"<Client of {self._address}{', closed' if self._is_closed else ''}>"
 
 
-def _connect(address: str, timeout: float) -> Transport:
+def _connect(address: str, timeout: float, credentials: Credentials) -> Transport:
     """Return the transport to an address; only clients of other processes need what is imported here."""
     if address.startswith("reverb://"):
         from reverb_async.foreign.transport import ForeignTransport
@@ -448,35 +491,8 @@ def _connect(address: str, timeout: float) -> Transport:
         return ForeignTransport(address, timeout)
     from reverb_async.wire.transport import GrpcTransport
 
-    return GrpcTransport(address, timeout)
+    return GrpcTransport(address, timeout, credentials)
 
 
 def _rebuilt(address: str, options: dict[str, Any]) -> Client:
     return Client(address, **options)
-
-
-class _Parts:
-    """What a client consists of once it has been used."""
-
-    def __init__(self, transport: Transport, connect_timeout: float | None, memory: SharedMemory) -> None:
-        self.connector = Connector(transport, connect_timeout, memory)
-        self.rows = RowInserter(self.connector)
-        self.updates = UpdateStream(self.connector)
-        self.pool = StreamPool(self.open_stream)
-        # Streams that are open live by their tasks.
-        self._streams: weakref.WeakSet[BatchStream] = weakref.WeakSet()
-
-    def open_stream(self, wanted: Subscription, *, prefetch: int = 0, limit: int | None = None) -> BatchStream:
-        """Return a stream that opens when it is first used."""
-        stream = BatchStream(self.connector, self.updates, wanted, prefetch=prefetch, limit=limit)
-        self._streams.add(stream)
-        return stream
-
-    async def close(self) -> None:
-        """Close everything, streams first."""
-        try:
-            leaving = [stream.leave(HURRIED_LEAVE_S) for stream in self._streams]
-            await asyncio.gather(*leaving, self.rows.close())
-            await self.updates.close()
-        finally:
-            await self.connector.close()

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from reverb_async.client.event_hub import EventHub
+from reverb_async.client.events import Blocked, Connected, Disconnected, Event, Reconnected
 from reverb_async.client.keys import KeyAllocator
+from reverb_async.client.retry import NOW_S, Retry
 from reverb_async.client.shared import Shared
 from reverb_async.client.shared_memory import SharedMemory
+from reverb_async.client.tasks import Tasks
 from reverb_async.client.transport import StreamKind, Transport
 from reverb_async.core.info import TableInfo
 from reverb_async.errors import (
     Closed,
-    DeadlineExceeded,
     InvalidArgument,
     ReplayError,
     TableClosed,
     TableNotFound,
     Unavailable,
 )
+from reverb_async.logs import Repeats
 from reverb_async.protocol.hello import KEYS_PER_BLOCK, Hello
 from reverb_async.protocol.message import Duplex
 from reverb_async.waiting import reported
@@ -33,54 +35,6 @@ from reverb_async.waiting import reported
 logger = logging.getLogger("reverb_async")
 
 _T = TypeVar("_T")
-
-FIRST_PAUSE_S = 0.05
-LONGEST_PAUSE_S = 2.0
-NOW_S = 2.0
-"""What a timeout of 0 still allows a server for its answer: "now" is about waiting, not about the network."""
-
-FIRST_REPORT_S = 1.0
-"""A server that is just starting answers within this; one that does not is worth a line in the log."""
-
-_CLOSE_S = 1.0
-
-
-class Retry:
-    """Attempts at one thing while nothing answers: pauses between them, and the end of patience.
-
-    Args:
-        connector: whose server does not answer.
-        what: what is attempted, for messages.
-    """
-
-    def __init__(self, connector: Connector, what: str) -> None:
-        self._connector = connector
-        self._what = what
-        self._since: float | None = None
-        self._tries = 0
-
-    async def after(self, error: Unavailable) -> None:
-        """Sleep until the next attempt: 50 ms and more each time, up to 2 s, less a random part.
-
-        Raises:
-            Unavailable: attempts have failed for `connect_timeout`; names the address, the last cause and the tries.
-        """
-        self._connector.lost(error)
-        now = asyncio.get_running_loop().time()
-        if self._since is None:
-            self._since = now
-        self._tries += 1
-        tried_for, patience = now - self._since, self._connector.connect_timeout
-        if patience is not None and tried_for >= patience:
-            tries = "1 try" if self._tries == 1 else f"{self._tries} tries"
-            raise Unavailable(
-                f"{self._what}: {self._connector.address} does not answer, {tries} in {tried_for:.1f} s; "
-                f"the last one: {error}"
-            ) from error
-        if tried_for >= FIRST_REPORT_S:
-            self._connector.report(error)
-        pause = min(FIRST_PAUSE_S * 2 ** min(self._tries - 1, 16), LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)
-        await asyncio.sleep(pause if patience is None else min(pause, patience - tried_for))
 
 
 class Connector:
@@ -93,6 +47,7 @@ class Connector:
 
     Attributes:
         failure: why the latest attempt failed; None once one has succeeded.
+        repeats: for warnings that many parts of a client may have at the same time.
         closed: nothing can be asked any more.
         is_server_closed: because the server in this process was closed.
     """
@@ -104,11 +59,15 @@ class Connector:
         self.memory = memory or SharedMemory(False)
         self.connect_timeout = connect_timeout
         self.failure: Unavailable | None = None
+        self.repeats = Repeats(logger)
         self.closed = False
         self.is_server_closed = False
         self._is_reported = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
+        self.events = EventHub()
+        self._met_at = 0.0
+        self._lost_at: float | None = None
         self._introducing: Shared[None] = Shared()
         self._introduced = False
         self._epoch: bytes | None = None
@@ -164,16 +123,23 @@ class Connector:
             Unavailable: nothing answered for `connect_timeout`; `TableClosed` is raised at once.
         """
         self.check_usable()
-        retry = Retry(self, what)
-        with reported(lambda: f"{what} at {self.address}" + ("" if self.failure is None else f": {self.failure}")):
+        retry, loop = Retry(self, what), asyncio.get_running_loop()
+
+        def wait() -> str:
+            return f"{what} at {self.address}" + ("" if self.failure is None else f": {self.failure}")
+
+        with reported(wait, repeats=self.repeats):
             while True:
+                since = loop.time()
                 try:
                     await self._introduce()
+                    since = loop.time()
                     result = await fn()
-                except TableClosed:
+                except TableClosed as error:
+                    self.lost(error, since)
                     raise
                 except Unavailable as error:
-                    await retry.after(error)
+                    await retry.after(error, since)
                 else:
                     self._answered()
                     return result
@@ -184,6 +150,7 @@ class Connector:
         if self._is_reported:
             return
         self._is_reported = True
+        self.emit(Blocked(f"connecting to {self.address}", str(error)))
         is_refused = isinstance(error.__cause__, ConnectionRefusedError)
         patience = "ever" if self.connect_timeout is None else f"up to {self.connect_timeout:g} s"
         logger.warning(
@@ -192,10 +159,27 @@ class Connector:
             patience,
         )
 
-    def lost(self, error: Unavailable) -> None:
-        """Note that the server did not answer: it may be another process when it does."""
+    def lost(self, error: Unavailable, since: float) -> None:
+        """Note that a stream or a call of `since` broke: the server may be another process when it answers again."""
         self.failure = error
+        if since < self._met_at:
+            return  # The server has been met since then.
         self._introduced = False
+        if self._lost_at is None and self._epoch is not None:
+            self._lost_at = asyncio.get_running_loop().time()
+            self.emit(Disconnected(self.address, str(error)))
+
+    def gives_up(self, error: Unavailable) -> bool:
+        """Whether callers are to be told of this error at once, instead of waiting for the server.
+
+        The server stops, or was silent for so long that waiting for it as for one that is starting makes no sense; but
+        a client without a `connect_timeout` waits for that, too.
+        """
+        return isinstance(error, TableClosed) or (error.after_silence and self.connect_timeout is not None)
+
+    def emit(self, event: Event) -> None:
+        """Tell whoever listens to the client's events."""
+        self.events.emit(event)
 
     async def _introduce(self) -> None:
         """Say hello, unless that was done since the connection was last lost."""
@@ -219,6 +203,7 @@ class Connector:
         self._learn(hello)
 
     def _learn(self, hello: Hello) -> None:
+        self._greet(hello.server_epoch)
         if self._epoch is not None and hello.server_epoch != self._epoch:
             logger.warning("the server at %s came back as a new process: what it did not save is gone", self.address)
             self._keys.clear()
@@ -228,6 +213,16 @@ class Connector:
         self.memory.learn(hello.memory)
         self._introduced = True
         self._answered()
+
+    def _greet(self, epoch: bytes) -> None:
+        """Tell of a server that was met for the first time, or again."""
+        now = asyncio.get_running_loop().time()
+        if self._epoch is None:
+            self.emit(Connected(self.address))
+        elif self._lost_at is not None:
+            self.emit(Reconnected(self.address, epoch != self._epoch, now - self._lost_at))
+        if not self._introduced:
+            self._met_at, self._lost_at = now, None
 
     def _answered(self) -> None:
         self.failure = None
@@ -327,39 +322,11 @@ class Connector:
         except ReplayError:
             coro.close()
             raise
-        task = asyncio.get_running_loop().create_task(coro, name=f"{name} ({self.address})")
-        self._tasks.add(task)
-        task.add_done_callback(self._forget)
-        return task
-
-    def _forget(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("%s failed", task.get_name(), exc_info=error)
+        return self._tasks.spawn(coro, f"{name} ({self.address})")
 
     async def close(self) -> None:
         """Cancel all tasks and close the transport; takes at most a second or so. Idempotent."""
         self.closed = True
-        tasks = set(self._tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=_CLOSE_S)
+        await self._tasks.close()
         await self.transport.close()
-
-
-@asynccontextmanager
-async def time_limit(timeout: float | None, connector: Connector, what: str) -> AsyncIterator[None]:
-    """Give the body `timeout` seconds; with 0, it may still wait 2 s for an answer.
-
-    Raises:
-        DeadlineExceeded: the time is up; says what was asked of whom, and why nothing came if that is known.
-    """
-    try:
-        async with asyncio.timeout(timeout or (None if timeout is None else NOW_S)):
-            yield
-    except TimeoutError as error:
-        if isinstance(error, ReplayError):
-            raise
-        why = "" if connector.failure is None else f": {connector.failure}"
-        raise DeadlineExceeded(f"{what}: {connector.address} did not answer within {timeout:g} s{why}") from None
+        self.events.close()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 
-from reverb_async.client.connector import Connector, Retry
+from reverb_async.client.connector import Connector
+from reverb_async.client.retry import Retry
 from reverb_async.client.transport import StreamKind
 from reverb_async.errors import Closed, ReplayError, TableClosed, Unavailable
 from reverb_async.protocol.message import Duplex, Message
@@ -145,19 +146,26 @@ class Conversation(ABC):
 
     async def _keep_talking(self) -> None:
         retry = Retry(self.connector, self.name)
+        loop = asyncio.get_running_loop()
         while True:
             await self.prepare()
-            lost = await self._talk(await self.connector.open(self._kind))
+            duplex = await self.connector.open(self._kind)
+            since = loop.time()
+            try:
+                lost = await self._talk(duplex)
+            except TableClosed as error:
+                self.connector.lost(error, since)
+                raise
             if lost is None:
                 return
             if self.finishing:
                 raise lost
             if not self.needed:
-                self.connector.lost(lost)
+                self.connector.lost(lost, since)
                 return
             if self._heard:
                 retry = Retry(self.connector, self.name)
-            await retry.after(lost)
+            await retry.after(lost, since)
 
     async def _talk(self, duplex: Duplex) -> Unavailable | None:
         """Talk until the stream ends; returns why it was lost, None if it was not."""

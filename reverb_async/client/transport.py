@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
-from reverb_async.core.info import TableInfo
+from reverb_async.core.info import ServerStatus, TableInfo
 from reverb_async.protocol.hello import Hello
 from reverb_async.protocol.message import Duplex
 
@@ -21,7 +21,7 @@ class Transport(Protocol):
     """Where the server is, as the user wrote it."""
 
     name: str
-    """``"tcp"``, ``"unix"`` or ``"in-process"``."""
+    """``"tcp"``, ``"tls"``, ``"unix"`` or ``"in-process"``."""
 
     async def hello(self) -> Hello:
         """Introduce the client; grants a new block of keys."""
@@ -34,6 +34,9 @@ class Transport(Protocol):
 
     async def server_info(self) -> list[TableInfo]:
         """Describe all tables."""
+
+    async def server_status(self) -> ServerStatus:
+        """Describe the server itself."""
 
     async def checkpoint(self) -> str:
         """Write a checkpoint and return its path."""

@@ -12,8 +12,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from reverb_async.client.connector import Connector, time_limit
+from reverb_async.client.connector import Connector
 from reverb_async.client.conversation import Conversation
+from reverb_async.client.retry import time_limit
 from reverb_async.core.draw import MutateResult
 from reverb_async.errors import InvalidArgument, ReplayError, from_map
 from reverb_async.protocol.message import Message
@@ -71,7 +72,9 @@ class UpdateStream(Conversation):
         what = f"updating priorities in {table!r}"
         with ExitStack() as scope:
             if timeout is None or timeout > FIRST_WARNING_S:
-                scope.enter_context(reported(lambda: f"{what} at {self.connector.address}"))
+                scope.enter_context(
+                    reported(lambda: f"{what} at {self.connector.address}", repeats=self.connector.repeats)
+                )
             async with time_limit(timeout, self.connector, what):
                 results = await self._answers(blocks)
         if len(results) == 1:

@@ -8,8 +8,9 @@ from typing import Any
 from grpclib.server import Stream
 
 from reverb_async.compat.scanning import Data, as_data
+from reverb_async.errors import Unavailable
 from reverb_async.wire.codec import Encoded
-from reverb_async.wire.http2 import JOINED_BYTES, transport_of
+from reverb_async.wire.http2 import JOINED_BYTES, Stalled, peer_name, transport_of
 from reverb_async.wire.status import TRANSPORT_ERRORS, cause_of, from_grpc_error
 
 
@@ -19,11 +20,12 @@ class BytesStream:
     def __init__(self, stream: Stream[Any, Any]) -> None:
         self._stream = stream
         self._transport = transport_of(stream)
+        self.peer = peer_name(stream.peer)
+        """Where the client is."""
 
-    @property
-    def has_message(self) -> bool:
-        """Whether `receive` would return a message at once."""
-        return self._transport.has_message
+    def ready(self, most: int, nbytes: int) -> list[Data]:
+        """Return the next messages that are here already, at most so many, and none behind so many bytes."""
+        return [as_data(body) for body in self._transport.ready(most, nbytes)]
 
     def finish_reading(self) -> None:
         """Have `receive` return None after what has been received, or has begun to be; see `OpenStreams`."""
@@ -59,7 +61,7 @@ class BytesStream:
         """Send a message, given in pieces; waits while the client's window is full.
 
         Raises:
-            Unavailable: the client is gone.
+            Unavailable: the client is gone, or has read nothing for too long.
         """
         if self.try_send(chunks):
             return
@@ -68,5 +70,7 @@ class BytesStream:
                 await self._stream.send_initial_metadata()
             await self._transport.send_message(Encoded([*chunks], sum(map(len, chunks))))
             self._stream._send_message_done = True
+        except Stalled as error:  # a learner that pauses: these clients silently try again when they are told this
+            raise Unavailable(error.message or "") from error
         except TRANSPORT_ERRORS as error:
             raise from_grpc_error(error, "the client") from cause_of(error)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+from reverb_async.core.episodes import EpisodeRanges
+
 MAX_REMEMBERED = 1 << 16
 
-_FIRST = 1 << 62
-"""Sessions of native writers number theirs below."""
 _PER_STREAM = 1 << 24
 
 
 class EpisodeBook:
-    """Numbers of recent episodes, so that one keeps its number when its writer comes on another stream."""
+    """Numbers of recent episodes, so that one keeps its number when its writer comes on another stream.
 
-    def __init__(self) -> None:
+    Args:
+        ranges: the server's; items that were restored have numbers of it.
+    """
+
+    def __init__(self, ranges: EpisodeRanges | None = None) -> None:
         self._numbers: OrderedDict[int, int] = OrderedDict()
-        self._next = _FIRST
+        self._ranges = ranges or EpisodeRanges()
 
     def stream(self) -> EpisodeNumbers:
         """Return what numbers the episodes of a new stream."""
@@ -24,8 +28,7 @@ class EpisodeBook:
 
     def claim(self) -> int:
         """Return the first of `_PER_STREAM` numbers that nobody else uses."""
-        first, self._next = self._next, self._next + _PER_STREAM
-        return first
+        return self._ranges.claim(_PER_STREAM)
 
     def get(self, episode_id: int) -> int | None:
         """Return an episode's number, if it is remembered."""

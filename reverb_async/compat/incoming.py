@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -15,23 +15,26 @@ from numpy.typing import NDArray
 from reverb_async.compat.columns import Fit, kind_of
 from reverb_async.compat.episodes import EpisodeNumbers
 from reverb_async.compat.recipes import Recipes, Tensor
+from reverb_async.compat.scanning import Data
 from reverb_async.compat.statuses import CallRefused, missing_chunk
 from reverb_async.compat.tensors import TensorHead, string_widths
 from reverb_async.compat.wire_format import ChunkView, ItemView
 from reverb_async.core.encoded import EncodedItem, EncodedItems
 from reverb_async.core.runs import Rows
 from reverb_async.errors import ResourceExhausted
+from reverb_async.limits import in_words
 from reverb_async.table import Table
 
 MAX_CHUNKS = 1 << 18
-MAX_CHUNK_BYTES = 4 << 30
-"""What one stream may keep that no item has to show: chunks, and their encoded bytes."""
+"""Chunks that one stream may keep and no item has to show."""
 
 _STEP_BYTES = 4 << 20
 _STEP_TENSORS = 8192
 """After so much was stored, others have a turn of the loop."""
 
-_DROPPED_AT_ONCE = 16_384
+MANY_CHUNKS = 16_384
+"""After so many were held or dropped, others have a turn of the loop."""
+
 _WIDTHS_INLINE_BYTES = 16 << 10
 """Longer chunks with strings are looked through in a thread."""
 _MAX_REMEMBERED_HEADS = 64
@@ -74,16 +77,29 @@ class IncomingItem(NamedTuple):
 
 
 class HeldChunks:
-    """The chunks one stream has sent and not dropped, by key."""
+    """The chunks one stream has sent and not dropped, by key.
 
-    def __init__(self, encoded: EncodedItems, recipes: Recipes, episodes: EpisodeNumbers) -> None:
+    Args:
+        encoded: where they are stored.
+        recipes: tell what items show of them.
+        episodes: numbers the stream's episodes.
+        max_bytes: what they may take, encoded as they are; a single message may bring more.
+
+    Attributes:
+        nbytes: what they take.
+    """
+
+    def __init__(
+        self, encoded: EncodedItems, recipes: Recipes, episodes: EpisodeNumbers, max_bytes: int = 1 << 62
+    ) -> None:
+        self._max_bytes = max_bytes
         self._encoded = encoded
         self._recipes = recipes
         self._episodes = episodes
         self._chunks: dict[int, Chunk] = {}
         self._arrived: deque[Chunk] = deque()
         self._dropped: list[Chunk] = []
-        self._nbytes = 0
+        self.nbytes = 0
 
     async def store(self, views: Sequence[ChunkView]) -> None:
         """Store chunks, to be given to `hold` one after the other. Lets others run while there are many.
@@ -105,10 +121,11 @@ class HeldChunks:
 
     async def _store(self, views: Sequence[ChunkView], nbytes: int) -> None:
         count = len(self._chunks) + len(self._arrived) + len(views)
-        if count > MAX_CHUNKS or self._nbytes + nbytes > MAX_CHUNK_BYTES:
+        if count > MAX_CHUNKS or (self.nbytes and self.nbytes + nbytes > self._max_bytes):
             raise ResourceExhausted(
-                f"the stream keeps more than {MAX_CHUNKS} chunks or {MAX_CHUNK_BYTES} bytes of them: "
-                f"create items, whose keep_chunk_keys drop what is not needed any more"
+                f"the stream would keep {count} chunks of {in_words(self.nbytes + nbytes)}, more than {MAX_CHUNKS} or "
+                f"max_client_bytes={in_words(self._max_bytes)}: create items, whose keep_chunk_keys drop what is not "
+                f"needed any more"
             )
         tensors = await _tensors(views)
         keys = np.array([view.key for view in views], np.uint64)
@@ -116,14 +133,14 @@ class HeldChunks:
             rows = await self._add_long(views[0].raw, keys)
         else:
             rows = self._encoded.add_chunks([view.raw for view in views], keys)
-        number = self._episodes.number
-        self._arrived.extend(
-            Chunk(row, len(view.raw), number(view.episode_id), known)
-            for view, row, known in zip(views, rows.tolist(), tensors, strict=True)
-        )
-        self._nbytes += nbytes
+        number, new = self._episodes.number, tuple.__new__  # which is a fourth of a named tuple's own cost
+        self._arrived += [
+            new(Chunk, (row, len(raw), number(episode_id), known))
+            for (_, episode_id, raw, _), row, known in zip(views, rows.tolist(), tensors, strict=True)
+        ]
+        self.nbytes += nbytes
 
-    async def _add_long(self, chunk: memoryview, key: NDArray[np.uint64]) -> Rows:
+    async def _add_long(self, chunk: Data, key: NDArray[np.uint64]) -> Rows:
         row = self._encoded.make_room(len(chunk), key)
         try:
             for start in range(0, len(chunk), _STEP_BYTES):
@@ -134,14 +151,13 @@ class HeldChunks:
             raise
         return row
 
-    async def hold(self, views: Sequence[ChunkView]) -> None:
+    def hold(self, views: Sequence[ChunkView]) -> None:
         """Let items show the next chunks that were stored; of several with one key the first counts."""
-        for number, view in enumerate(views, 1):
-            chunk = self._arrived.popleft()
-            if self._chunks.setdefault(view.key, chunk) is not chunk:
+        chunks, next_arrived = self._chunks, self._arrived.popleft
+        for key, _, _, _ in views:
+            chunk = next_arrived()
+            if chunks.setdefault(key, chunk) is not chunk:
                 self._dropped.append(chunk)
-            if number % _DROPPED_AT_ONCE == 0:
-                await asyncio.sleep(0)
 
     def forget(self) -> None:
         """Drop what was stored and is not held."""
@@ -149,14 +165,14 @@ class HeldChunks:
         self._arrived.clear()
         self.release()
 
-    def keep_only(self, keys: Collection[int]) -> None:
+    def keep_only(self, keys: Sequence[int]) -> None:
         """Let items show no other chunks any more.
 
         Raises:
             CallRefused: some of `keys` are not here; the stream cannot go on.
         """
         if len(keys) <= len(self._chunks):  # if there are more, some are missing: no need to look at a million
-            self._dropped += [self._chunks.pop(key) for key in self._chunks.keys() - set(keys)]
+            self._dropped += [self._chunks.pop(key) for key in self._chunks.keys() - keys]
         if len(self._chunks) != len(keys):
             raise CallRefused(
                 Status.FAILED_PRECONDITION,
@@ -179,13 +195,13 @@ class HeldChunks:
 
     def _let_go_in_slices(self, chunks: list[Chunk]) -> None:
         if chunks:
-            self._let_go(chunks[-_DROPPED_AT_ONCE:])
-            del chunks[-_DROPPED_AT_ONCE:]
+            self._let_go(chunks[-MANY_CHUNKS:])
+            del chunks[-MANY_CHUNKS:]
         if chunks:
             asyncio.get_running_loop().call_soon(self._let_go_in_slices, chunks)
 
     def _let_go(self, chunks: Sequence[Chunk]) -> None:
-        self._nbytes -= sum([chunk.nbytes for chunk in chunks])
+        self.nbytes -= sum([chunk.nbytes for chunk in chunks])
         rows: Rows = np.array([chunk.row for chunk in chunks], np.int64)
         self._encoded.drop(rows)
 
@@ -196,15 +212,16 @@ class HeldChunks:
             InvalidArgument: it can never enter `table`.
             CallRefused: it shows a chunk that is not here.
         """
-        held = self._chunks
+        key, _, priority, _, trajectory, shape, chunk_keys = view
         try:
-            chunks = [held[key] for key in view.chunk_keys]
+            chunks = [*map(self._chunks.__getitem__, chunk_keys)]
         except KeyError as error:
             raise missing_chunk(error.args[0]) from None
-        shown = self._recipes.find(table, view.shape, tuple([chunk.tensors for chunk in chunks]))
-        rows = np.array([chunk.row for chunk in chunks], np.int64)
-        item = EncodedItem(rows, shown.columns, view.trajectory, shown.nbytes)
-        return IncomingItem(table, view.key, view.priority, shown.fit, item, _span([chunk.episode for chunk in chunks]))
+        rows, _, episodes, tensors = zip(*chunks, strict=True) if chunks else ((), (), (), ())
+        fit, columns, nbytes = self._recipes.find(table, shape, tensors)
+        new = tuple.__new__
+        item = new(EncodedItem, (rows, columns, trajectory, nbytes))
+        return new(IncomingItem, (table, key, priority, fit, item, _span(episodes)))
 
 
 async def _tensors(views: Sequence[ChunkView]) -> list[tuple[Tensor, ...]]:
@@ -222,7 +239,7 @@ async def _tensors(views: Sequence[ChunkView]) -> list[tuple[Tensor, ...]]:
     ]
 
 
-def _widths(chunks: Sequence[memoryview]) -> list[list[int]]:
+def _widths(chunks: Sequence[Data]) -> list[list[int]]:
     return [string_widths(chunk) for chunk in chunks]
 
 
@@ -245,5 +262,8 @@ def _fixed_tensors(heads: tuple[TensorHead, ...]) -> tuple[Tensor, ...] | None:
 
 def _span(episodes: Sequence[int]) -> tuple[int, int]:
     """Return the first and last episode of an item if its episodes are numbered without a gap, else the last alone."""
+    first = episodes[0]
+    if episodes.count(first) == len(episodes):
+        return first, first
     first, last = min(episodes), max(episodes)
-    return (first, last) if first == last or len(set(episodes)) == last - first + 1 else (last, last)
+    return (first, last) if len(set(episodes)) == last - first + 1 else (last, last)

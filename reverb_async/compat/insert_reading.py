@@ -8,6 +8,7 @@ from reverb_async.compat.scanning import (
     FIXED64,
     LENGTH,
     VARINT,
+    Data,
     Received,
     add_numbers,
     as_data,
@@ -21,19 +22,37 @@ from reverb_async.compat.tensors import TensorHead, read_head
 from reverb_async.compat.usual_layout import match_chunk, match_item
 from reverb_async.errors import InvalidArgument
 
+_CHUNK_TAG, _ITEM_TAG = 0x0A, 0x12
+_FREQUENT_TAGS = (_CHUNK_TAG, _ITEM_TAG)
+
 
 def read_insert_request(message: Received) -> InsertRequest:
-    """Read an `InsertStreamRequest`; chunks are views of `message`.
+    """Read an `InsertStreamRequest`; long chunks are views of `message`.
 
     Raises:
         InvalidArgument: it is malformed, or has too many parts.
     """
-    data = memoryview(as_data(message))
+    data = as_data(message)
     parts = PartCounter(len(data))
     chunks: list[ChunkView] = []
     items: list[ItemView] = []
     kept: list[int] = []
-    for number, wire_type, value, stop in fields(data, 0, len(data), "InsertStreamRequest"):
+    position, end = 0, len(data)
+    while position + 3 < end and (tag := data[position]) in _FREQUENT_TAGS:  # of fields of less than 16 KiB
+        start, size = position + 2, data[position + 1]
+        if size >= 0x80:
+            high = data[start]
+            start, size = start + 1, size - 0x80 + (high << 7)
+            if high >= 0x80:
+                break
+        if start + size > end:
+            break
+        position = start + size
+        if tag == _CHUNK_TAG:
+            chunks.append(read_chunk(data, start, position, parts))
+        else:
+            items.append(read_item(data, start, position, parts))
+    for number, wire_type, value, stop in fields(data, position, end, "InsertStreamRequest"):
         if number == 1:
             expect(wire_type, LENGTH, "InsertStreamRequest.chunks", stop)
             chunks.append(read_chunk(data, value, stop, parts))
@@ -45,7 +64,7 @@ def read_insert_request(message: Received) -> InsertRequest:
     return InsertRequest(chunks, items, kept)
 
 
-def read_chunk(data: memoryview, start: int, stop: int, parts: PartCounter) -> ChunkView:
+def read_chunk(data: Data, start: int, stop: int, parts: PartCounter) -> ChunkView:
     """Read the `ChunkData` in ``data[start:stop]``.
 
     Raises:
@@ -55,8 +74,7 @@ def read_chunk(data: memoryview, start: int, stop: int, parts: PartCounter) -> C
     if usual is not None:
         parts.add(1 + len(usual.tensors))
         return usual
-    key = episode_id = first = last = 0
-    delta = False
+    key = episode_id = 0
     heads: list[TensorHead] = []
     for number, wire_type, value, end in fields(data, start, stop, "ChunkData"):
         if number == 1:
@@ -69,13 +87,8 @@ def read_chunk(data: memoryview, start: int, stop: int, parts: PartCounter) -> C
                     expect(inner_type, VARINT, f"SequenceRange's field {inner}", inner_end)
                 if inner == 1:
                     episode_id = number_there
-                elif inner == 2:
-                    first = int32(number_there)
-                elif inner == 3:
-                    last = int32(number_there)
         elif number == 4:
             expect(wire_type, VARINT, "ChunkData.delta_encoded", end)
-            delta = value != 0
         elif number == 5:
             expect(wire_type, LENGTH, "ChunkData.data", end)
             for inner, inner_type, begin, inner_end in fields(data, value, end, "ChunkData.Data"):
@@ -86,10 +99,10 @@ def read_chunk(data: memoryview, start: int, stop: int, parts: PartCounter) -> C
             if len(heads) > MAX_COLUMNS:
                 raise InvalidArgument(f"ChunkData before byte {stop} has {len(heads)} tensors, more than {MAX_COLUMNS}")
     parts.add(1)
-    return ChunkView(key, episode_id, first, last, data[start:stop], tuple(heads), delta)
+    return ChunkView(key, episode_id, data[start:stop], tuple(heads))
 
 
-def read_item(data: memoryview, start: int, stop: int, parts: PartCounter) -> ItemView:
+def read_item(data: Data, start: int, stop: int, parts: PartCounter) -> ItemView:
     """Read the `PrioritizedItem` in ``data[start:stop]``.
 
     Raises:
@@ -125,7 +138,7 @@ def read_item(data: memoryview, start: int, stop: int, parts: PartCounter) -> It
     return ItemView(key, table, priority, times_sampled, bytes(data[begin:end]), shape, chunk_keys)
 
 
-def _read_columns(data: memoryview, start: int, stop: int, parts: PartCounter) -> list[ColumnView]:
+def _read_columns(data: Data, start: int, stop: int, parts: PartCounter) -> list[ColumnView]:
     """Read the `FlatTrajectory` in ``data[start:stop]``."""
     columns: list[ColumnView] = []
     count = 0
@@ -142,7 +155,7 @@ def _read_columns(data: memoryview, start: int, stop: int, parts: PartCounter) -
     return columns
 
 
-def _read_column(data: memoryview, start: int, stop: int, limit: int) -> ColumnView:
+def _read_column(data: Data, start: int, stop: int, limit: int) -> ColumnView:
     slices: list[Slice] = []
     squeeze = False
     for number, wire_type, value, end in fields(data, start, stop, "FlatTrajectory.Column"):
@@ -157,7 +170,7 @@ def _read_column(data: memoryview, start: int, stop: int, limit: int) -> ColumnV
     return ColumnView(slices, squeeze)
 
 
-def _read_slice(data: memoryview, start: int, stop: int) -> Slice:
+def _read_slice(data: Data, start: int, stop: int) -> Slice:
     key = offset = length = index = 0
     for number, wire_type, value, end in fields(data, start, stop, "FlatTrajectory.ChunkSlice"):
         if number > 4:

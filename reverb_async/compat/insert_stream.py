@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reverb_async.compat.incoming import HeldChunks, IncomingItem
+from reverb_async.compat.incoming import MANY_CHUNKS, HeldChunks, IncomingItem
 from reverb_async.compat.scanning import Data
 from reverb_async.compat.statuses import check_priorities
 from reverb_async.compat.table_inserts import TableInserts
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MAX_INLINE_BYTES = 128 << 10
 """Longer messages are read in a thread: they may have any number of parts. After so much others have a turn."""
 
-MAX_TOGETHER = 64
+MAX_TOGETHER = 128
 MAX_TOGETHER_BYTES = 1 << 20
 """Short messages that are worked off in one go."""
 
@@ -49,7 +49,10 @@ class InsertStream:
     def __init__(self, service: DeepMindService, stream: BytesStream) -> None:
         self._service = service
         self._stream = stream
-        self._chunks = HeldChunks(service.encoded, service.recipes, service.episodes.stream())
+        self._memory = service.replay.memory
+        self._chunks = HeldChunks(
+            service.encoded, service.recipes, service.episodes.stream(), service.replay.limits.client_bytes
+        )
         self._tables: dict[Table, TableInserts] = {}
         self._confirmed: list[int] = []
         self._sender: asyncio.Task[None] | None = None
@@ -86,7 +89,7 @@ class InsertStream:
                 raise self._error from None
             raise
         finally:
-            self._main = None
+            self._main = self._error = None  # The error refers to this frame, and that to messages.
             self._service.replay.count_writers(-1)
             if self._sender is not None:
                 self._sender.cancel()
@@ -105,17 +108,14 @@ class InsertStream:
         body = await self._stream.receive()
         if body is None:
             return []
-        bodies, nbytes = [body], len(body)
-        most = min([MAX_TOGETHER, *(inserts.room for inserts in self._tables.values())])
-        while self._stream.has_message and len(bodies) < most and nbytes <= MAX_TOGETHER_BYTES:
-            body = await self._stream.receive()
-            assert body is not None
-            bodies.append(body)
-            nbytes += len(body)
-        return bodies
+        room = min([MAX_TOGETHER, *(inserts.room for inserts in self._tables.values())])
+        return [body, *self._stream.ready(room - 1, MAX_TOGETHER_BYTES - len(body))]
 
     async def _work_off(self, bodies: Sequence[Data]) -> None:
         """Do what messages ask for, in their order; what can be done for all of them in one go is."""
+        nbytes = sum(map(len, bodies))
+        if self._memory.used + nbytes > self._memory.stage_below:
+            await self._wait_for_memory(nbytes)
         try:
             requests = await _read_all(bodies)
             await self._chunks.store([view for request in requests for view in request.chunks])
@@ -129,7 +129,10 @@ class InsertStream:
         ready, parts = _Ready(self._insert), 0
         try:
             for request in requests:
-                await self._chunks.hold(request.chunks)
+                for start in range(0, len(request.chunks), MANY_CHUNKS):
+                    if start:
+                        await asyncio.sleep(0)
+                    self._chunks.hold(request.chunks[start : start + MANY_CHUNKS])
                 for view in request.items:
                     table = self._service.replay.table(view.table)
                     item = self._chunks.take(table, view)
@@ -147,19 +150,28 @@ class InsertStream:
             ready.flush()
             self._chunks.release()
 
+    async def _wait_for_memory(self, nbytes: int) -> None:
+        """Wait until so much may be stored; confirmations go out meanwhile."""
+        self._is_working = False
+        await self._memory.wait(self._chunks.nbytes + sum(each.nbytes for each in self._tables.values()), nbytes)
+        self._is_working = True
+
     def _insert(self, items: Sequence[IncomingItem]) -> None:
         """Insert items of one table and layout, or let them wait."""
         table, encoded = items[0].table, self._service.encoded
         inserts = self._tables.get(table)
         if inserts is None:
-            inserts = self._tables[table] = TableInserts(table, encoded, self._confirm, self._fail)
+            inserts = self._tables[table] = TableInserts(
+                table, self._service.replay, self._confirm, self._fail, self._stream.peer
+            )
+        _, keys, priorities, _, kept, episodes = zip(*items, strict=True)
         inserts.insert(
             encoded.block(
                 items[0].fit.layout,
-                np.array([item.key for item in items], np.uint64),
-                np.array([item.priority for item in items], np.float64),
-                [item.item for item in items],
-                np.array([item.episodes for item in items], np.int64),
+                np.array(keys, np.uint64),
+                np.array(priorities, np.float64),
+                kept,
+                np.array(episodes, np.int64),
             )
         )
 
@@ -206,6 +218,8 @@ class InsertStream:
         """Stop reading while too many items wait for a table, or the client does not take its confirmations."""
         while len(self._confirmed) > MAX_UNCONFIRMED or any(inserts.room <= 0 for inserts in self._tables.values()):
             self._room.clear()
+            if self._memory.is_full:  # More may wait when it is not.
+                self._memory.call_when_less(self._room.set)
             await self._room.wait()
 
 
@@ -236,19 +250,15 @@ async def _read_all(bodies: Sequence[Data]) -> list[InsertRequest]:
         if nbytes > MAX_INLINE_BYTES:
             nbytes = 0
             await asyncio.sleep(0)
-        requests.append(await _read(body))
+        if len(body) > MAX_INLINE_BYTES:
+            request = await asyncio.get_running_loop().run_in_executor(None, read_insert_request, body)
+        else:
+            request = read_insert_request(body)
+        if not request.chunks and not request.items:
+            raise InvalidArgument("ProcessIncomingRequest: Request lacks both chunks and item.  Request: ")
+        requests.append(request)
         nbytes += len(body)
     return requests
-
-
-async def _read(body: Data) -> InsertRequest:
-    if len(body) > MAX_INLINE_BYTES:
-        request = await asyncio.get_running_loop().run_in_executor(None, read_insert_request, body)
-    else:
-        request = read_insert_request(body)
-    if not request.chunks and not request.items:
-        raise InvalidArgument("ProcessIncomingRequest: Request lacks both chunks and item.  Request: ")
-    return request
 
 
 def _check(item: IncomingItem) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from reverb_async.compat.scanning import Data
 from reverb_async.compat.tensors import TensorHead
 from reverb_async.core.encoded import Columns
 
@@ -21,20 +22,14 @@ class ChunkView(NamedTuple):
     Attributes:
         key: any uint64.
         episode_id: any uint64.
-        start: number of the first step in its episode.
-        end: number of the last.
-        raw: the serialized `ChunkData`, a view of the message it came in.
+        raw: the serialized `ChunkData`, a view of the message it came in or a copy.
         tensors: dtype and shape of each; the leading axis are the rows.
-        delta_encoded: integer tensors of rank 2 and above hold differences between rows.
     """
 
     key: int
     episode_id: int
-    start: int
-    end: int
-    raw: memoryview
+    raw: Data
     tensors: tuple[TensorHead, ...]
-    delta_encoded: bool
 
 
 class ColumnView(NamedTuple):

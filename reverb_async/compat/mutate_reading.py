@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +30,29 @@ _PRIORITY = 1 + 8  # bytes of the field, as those of the key's are 2 to 11
 _SHORTEST, _LONGEST = 2, 11 + _PRIORITY
 _RUN = 4096
 _WORTHWHILE = 8
-_PLACES = np.arange(10)
-_SHIFTS: NDArray[np.uint64] = (7 * _PLACES).astype(np.uint64)
+_READ = 3 + 10
+"""Bytes of an update that are looked at, whatever its size."""
+
+
+def _repeated(byte: int, count: int) -> int:
+    return int.from_bytes(bytes([byte]) * count, "little")
+
+
+_KEY_SIZES = np.array([max(0, size - 1 if size <= 1 + 10 else size - 1 - _PRIORITY) for size in range(256)])
+"""By an update's size; one of 11 bytes may as well have a key of one byte and a priority."""
+
+# By the key's size. In varints all bytes but the last begin with a 1; of the tenth byte only the lowest bit counts.
+_LOW_ENDS = np.array([_repeated(0x80, min(size, 8)) for size in range(11)], np.uint64)
+_LOW_WANTED = np.array([_repeated(0x80, min(max(size - 1, 0), 8)) for size in range(11)], np.uint64)
+_LOW_KEPT = np.array([_repeated(0x7F, min(size, 8)) for size in range(11)], np.uint64)
+_HIGH_ENDS = np.array([*[0] * 9, 0x80, 0xFE80], np.uint16)
+_HIGH_WANTED = np.array([*[0] * 9, 0, 0x80], np.uint16)
+_HIGH_KEPT = np.array([*[0] * 9, 0x7F, 0xFF], np.uint16)
+_PUSHES = [
+    (np.uint64(lower), np.uint64(lower << 8 * shift), np.uint64(shift))
+    for lower, shift in ((0x007F007F007F007F, 1), (0x00003FFF00003FFF, 2), (0x0FFFFFFF, 4))
+]
+"""Which digits stay, which come down to them, and how far."""
 
 
 def read_mutate_request(message: Received) -> MutateRequest:
@@ -80,22 +102,42 @@ def _read_run(data: Data, at: int, keys: array[int], priorities: array[float]) -
     places, at = _find_starts(raw, at)
     if len(places) < _WORTHWHILE:
         return begin, False
-    digits = raw.take(places[:, None] + np.arange(3, 13), mode="clip")
-    key_sizes = (digits < 0x80).argmax(axis=1) + 1
-    tags = places + 3 + key_sizes
-    rest = places + 2 + raw[places + 1] - tags
-    prioritized = (rest == _PRIORITY) & (raw.take(tags, mode="clip") == 0x11)
-    last = digits[np.arange(len(places)), key_sizes - 1]
-    sound = (raw[places + 2] == 0x08) & (last < 0x80) & (prioritized | (rest == 0)) & ((key_sizes < 10) | (last < 2))
-    count = len(places) if sound.all() else int(sound.argmin())
-    if 2 * count < len(places):
-        return begin, False
-    bits = np.where(key_sizes[:count, None] > _PLACES, digits[:count] & 0x7F, 0).astype(np.uint64) << _SHIFTS
-    keys.frombytes(np.bitwise_or.reduce(bits, axis=1).tobytes())
-    found = np.zeros((count, 8), np.uint8)
-    found[prioritized[:count]] = raw[tags[:count][prioritized[:count], None] + np.arange(1, 9)]
+    if places[-1] + _READ > len(raw):
+        places, at = places[:-1], int(places[-1])
+    sizes, keys_at = raw[places + 1], places + 3
+    key_sizes = _KEY_SIZES[sizes]
+    key_sizes[(sizes == 1 + 10) & (raw[keys_at] < 0x80)] = 1  # and a priority
+    prioritized, tags = key_sizes + 1 < sizes, keys_at + key_sizes
+    low, high = _at_any_byte(raw, "<u8")[keys_at], _at_any_byte(raw, "<u2")[keys_at + 8]
+    sound = low & _LOW_ENDS[key_sizes] == _LOW_WANTED[key_sizes]
+    sound &= high & _HIGH_ENDS[key_sizes] == _HIGH_WANTED[key_sizes]
+    sound &= raw[places + 2] == 0x08
+    sound &= ~prioritized | (raw.take(tags, mode="clip") == 0x11)
+    if not sound.all():
+        count = int(sound.argmin())
+        if 2 * count < len(places):
+            return begin, False
+        at = int(places[count])
+        low, high, key_sizes, tags, prioritized = (each[:count] for each in (low, high, key_sizes, tags, prioritized))
+    upper = (high & 0x7F | high >> 1 & 0x80) & _HIGH_KEPT[key_sizes]
+    keys.frombytes((_packed(low & _LOW_KEPT[key_sizes]) | upper.astype(np.uint64) << np.uint64(56)).tobytes())
+    found = _at_any_byte(raw, "<f8")[np.where(prioritized, tags + 1, 0)]
+    found[~prioritized] = 0.0
     priorities.frombytes(found.tobytes())
-    return int(places[count]) if count < len(places) else at, True
+    return at, True
+
+
+def _at_any_byte(raw: NDArray[np.uint8], dtype: str) -> NDArray[Any]:
+    """Return the numbers that begin at each byte; they overlap."""
+    width = np.dtype(dtype).itemsize
+    return np.ndarray((len(raw) - width + 1,), dtype, raw, strides=(1,))
+
+
+def _packed(digits: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Push together the seven bits that each of eight bytes has."""
+    for lower, higher, shift in _PUSHES:
+        digits = digits & lower | (digits & higher) >> shift
+    return digits
 
 
 def _find_starts(raw: NDArray[np.uint8], at: int) -> tuple[NDArray[np.intp], int]:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from reverb_async.compat.scanning import varint
 from reverb_async.compat.tensors import encode_tensor
+from reverb_async.core.episodes import NO_EPISODE
 from reverb_async.core.gather import GatherPlan, Piece
 from reverb_async.core.runs import Rows
-from reverb_async.core.slots import NO_EPISODE
 from reverb_async.core.spec import ArraySpec
 from reverb_async.core.variable import VariableRows
 from reverb_async.errors import InvalidArgument
@@ -52,7 +52,8 @@ class NativeItems:
 
     def __init__(self, max_bytes: int = MAX_CACHED_BYTES) -> None:
         self._max_bytes = max_bytes
-        self._nbytes = 0
+        self.nbytes = 0
+        """What is remembered."""
         self._cache: OrderedDict[_Key, FlatItem] = OrderedDict()
 
     def part(self, table: Table, slots: Rows, versions: NDArray[np.uint32]) -> NativePart:
@@ -64,14 +65,20 @@ class NativeItems:
         missing = list(dict.fromkeys(key for key in keys if key not in known))
         return NativePart(self, table, keys, known, missing)
 
+    def forget_what_is_gone(self) -> None:
+        """Forget everything once the tables of what is remembered are empty; until then new items push it out."""
+        if self._cache and not any(table.state.size for table in {table for table, _, _ in self._cache}):
+            self._cache.clear()
+            self.nbytes = 0
+
     def remember(self, key: _Key, item: FlatItem) -> None:
         """Keep an item for the next draw that shows it."""
         if key in self._cache:
             return
         self._cache[key] = item
-        self._nbytes += item.nbytes
-        while self._nbytes > self._max_bytes:
-            self._nbytes -= self._cache.popitem(last=False)[1].nbytes
+        self.nbytes += item.nbytes
+        while self.nbytes > self._max_bytes:
+            self.nbytes -= self._cache.popitem(last=False)[1].nbytes
 
 
 class NativePart:

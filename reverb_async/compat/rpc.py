@@ -9,24 +9,32 @@ from grpclib.const import Cardinality, Handler
 from grpclib.server import Stream
 
 from reverb_async.compat.bytes_stream import BytesStream
-from reverb_async.compat.scanning import Data
+from reverb_async.compat.scanning import Data, as_data
 from reverb_async.compat.service import DeepMindService
-from reverb_async.compat.statuses import errors_as_status
-from reverb_async.errors import InvalidArgument
+from reverb_async.compat.statuses import errors_as_status, to_status
+from reverb_async.errors import InvalidArgument, ReplayError
+from reverb_async.limits import Limits
 from reverb_async.replay import Replay
+from reverb_async.wire.http2 import BytesCall
 from reverb_async.wire.open_streams import OpenStreams
 
 SERVICE = "deepmind.reverb.ReverbService"
+INSERT = f"/{SERVICE}/InsertStream"
 
-MESSAGE_LIMITS = {
-    SERVICE: 64 << 10,
-    f"/{SERVICE}/InsertStream": 512 << 20,
-    f"/{SERVICE}/MutatePriorities": 64 << 20,
-}
-"""The longest messages, by service and method. Clients cut a request once it exceeds 40 MiB, but never a chunk.
+_LEAST_INSERT_BYTES = 64 << 20
 
-Others have little more than a table's name, and are read where they arrive.
-"""
+
+def message_limits(limits: Limits) -> dict[str, int]:
+    """Return the longest messages, by service and method.
+
+    Clients cut a request once it exceeds 40 MiB, but never a chunk. Other messages have little more than a table's
+    name, and are read where they arrive.
+    """
+    return {
+        SERVICE: 64 << 10,
+        INSERT: max(8 * limits.max_message_bytes, _LEAST_INSERT_BYTES),
+        f"/{SERVICE}/MutatePriorities": limits.max_message_bytes,
+    }
 
 
 class DeepMindHandlers:
@@ -61,6 +69,15 @@ class DeepMindHandlers:
             },
         }
 
+    @property
+    def cached_bytes(self) -> int:
+        """What is kept of items that were encoded."""
+        return self._service.native_items.nbytes
+
+    def forget_what_is_gone(self) -> None:
+        """Let caches go that nobody needs any more."""
+        self._service.native_items.forget_what_is_gone()
+
     def _streaming(self, serve: Callable[[BytesStream], Awaitable[None]]) -> Callable[[Stream[Any, Any]], Any]:
         async def handle(stream: Stream[Any, Any]) -> None:
             with errors_as_status():
@@ -69,14 +86,27 @@ class DeepMindHandlers:
 
         return handle
 
-    def _unary(self, answer: Callable[[Data], Awaitable[bytes]]) -> Callable[[Stream[Any, Any]], Any]:
-        async def serve(stream: BytesStream) -> None:
-            request = await stream.receive()
+    def _unary(self, make: Callable[[Data], Awaitable[bytes]]) -> BytesCall:
+        async def answered(request: Data | None) -> bytes:
             if request is None:
                 raise InvalidArgument("the call ended without a request")
-            await stream.send([await answer(request)])
+            return await make(request)
 
-        return self._streaming(serve)
+        async def answer(request: Data | None) -> bytes:
+            try:
+                return await self._streams.serve(None, lambda: answered(request))
+            except ReplayError as error:
+                raise to_status(error) from error
+
+        async def serve(stream: Stream[Any, Any]) -> None:
+            messages = BytesStream(stream)
+            with errors_as_status():
+                request = await self._streams.serve(messages, messages.receive)
+            message = await answer(request)
+            with errors_as_status():
+                await messages.send([message])
+
+        return BytesCall(lambda body: answer(None if body is None else as_data(body)), serve)
 
     def finish(self) -> None:
         """Refuse new streams, and let those there are do what they have been asked for, then end."""

@@ -56,7 +56,8 @@ class SampleStream:
         while left:
             # Each wait may take all the time: DeepMind's server, too, starts anew with every part of an answer.
             deadline = Deadline(_timeout(request.timeout_ms))
-            draw = await table.sample(min(left, most, _room(table)), deadline=deadline, any_number=True)
+            number = min(left, most, _room(table))
+            draw = await table.sample(number, deadline=deadline, any_number=True, peer=self._stream.peer)
             left -= len(draw)
             most = min(2 * most, MAX_DRAWN)
             await self._send(table, draw)
@@ -66,13 +67,19 @@ class SampleStream:
 
     async def _send(self, table: Table, draw: Draw) -> None:
         """Send what was drawn. A sample whose message was sent counts as delivered, the others return."""
+        memory = self._service.replay.memory
         sent = 0
         waiting: list[Portion] = []
         try:
             waiting = portions(self._service, table, draw)
             while waiting:
                 portion = waiting.pop(0)
-                await self._stream.send([await portion.message()])
+                message = await portion.message()
+                memory.used += len(message)
+                try:
+                    await self._stream.send([message])
+                finally:
+                    memory.give_back(len(message))
                 table.acknowledge(draw.part(sent, sent + portion.count))
                 sent += portion.count
         finally:

@@ -49,19 +49,14 @@ class _Numbers(dict[bytes | None, int]):
     def __missing__(self, raw: bytes | None) -> int:
         if len(self) >= _MAX_REMEMBERED:
             self.clear()
-        value = self[raw] = _value(raw) if raw else 0
+        value = sum(map(getitem, _WORTH, raw)) if raw else 0
+        if raw and (len(raw) > 10 or value >= 1 << 64):
+            raise InvalidArgument(f"the number of the bytes {raw[:11].hex()} is longer than 64 bits")
+        self[raw] = value
         return value
 
 
 numbers = _Numbers()
-
-
-def _value(raw: bytes) -> int:
-    if len(raw) <= 10:
-        value = sum(map(getitem, _WORTH, raw))
-        if value < 1 << 64:
-            return value
-    raise InvalidArgument(f"the number of the bytes {raw[:11].hex()} is longer than 64 bits")
 
 
 def as_data(message: Received) -> Data:
@@ -266,6 +261,9 @@ def varint(value: int) -> bytes:
     return bytes(encoded)
 
 
+_SHIFTS: NDArray[np.uint64] = np.arange(0, 70, 7, dtype=np.uint64)
+
+
 def padded_varints(values: NDArray[np.integer[Any]], width: int) -> NDArray[np.uint8]:
     """Return numbers as varints of `width` bytes each, uint8 ``[n, width]``: longer than need be, and just as valid.
 
@@ -273,8 +271,7 @@ def padded_varints(values: NDArray[np.integer[Any]], width: int) -> NDArray[np.u
         values: whole numbers ``[n]``, of which only the lowest ``7 * width`` bits are written.
         width: bytes per number, at most 10.
     """
-    shifts = np.arange(width, dtype=np.uint64) * np.uint64(7)
-    spread = (values.astype(np.uint64)[:, None] >> shifts).astype(np.uint8)
+    spread = (values.astype(np.uint64, copy=False)[:, None] >> _SHIFTS[:width]).astype(np.uint8)
     spread[:, :-1] |= 0x80
     spread[:, -1] &= 0x01 if width == 10 else 0x7F
     return spread

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 from grpclib.const import Status
@@ -50,8 +51,8 @@ class DeepMindService:
         self.encoded = replay.encoded
         self.encoded.decode = decode_chunk_tensor
         self.recipes = Recipes(ColumnLayouts(self.encoded))
-        self.episodes = EpisodeBook()
-        self.native_items = NativeItems()
+        self.episodes = EpisodeBook(replay.episodes)
+        self.native_items = NativeItems(replay.limits.cached_bytes // 5)
         # Clients keep signatures until it changes.
         self._tables_state_id = (secrets.randbits(64), secrets.randbits(63) + 1)
         self._signatures = [_encoded_signature(table) for table in replay.tables.values()]
@@ -75,7 +76,7 @@ class DeepMindService:
         everyone = (*waiting, *self._adopted)
         count, nbytes = sum(inserts.count for inserts in everyone), sum(inserts.nbytes for inserts in everyone)
         for inserts in waiting:
-            if count > MAX_ADOPTED_ITEMS or nbytes > MAX_ADOPTED_BYTES:
+            if count > MAX_ADOPTED_ITEMS or nbytes > min(MAX_ADOPTED_BYTES, self.replay.limits.client_bytes):
                 await inserts.finish()
                 continue
             self._adopted.add(inserts)
@@ -89,6 +90,10 @@ class DeepMindService:
             request = read_mutate_request(body)
         table = self.replay.table(request.table)
         deletes = request.deletes
+        if not len(deletes) and len(request.keys) <= MAX_STEP_KEYS:
+            with suppress(InvalidArgument):  # perhaps those of keys that are not there: looked at below
+                table.mutate(request.keys, request.priorities, deletes)
+                return b""
         keys, priorities = await to_be_set(table, request)
         for start in range(0, len(deletes), MAX_STEP_KEYS):
             table.mutate(keys[:0], priorities[:0], deletes[start : start + MAX_STEP_KEYS])

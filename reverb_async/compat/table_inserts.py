@@ -6,9 +6,9 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from reverb_async.core.encoded import EncodedItems
 from reverb_async.core.item import ItemBlock
 from reverb_async.errors import ReplayError
+from reverb_async.replay import Replay
 from reverb_async.table import RowInsertion, Table
 from reverb_async.waiting import Deadline
 
@@ -22,9 +22,10 @@ class TableInserts:
 
     Args:
         table: the table.
-        encoded: where the items are kept.
+        replay: what the table belongs to.
         confirm: called with the keys of items, in the step that inserted them.
         failed: called with what ended the wait of items before they were in.
+        peer: where they come from.
 
     Attributes:
         count: how many wait.
@@ -34,15 +35,19 @@ class TableInserts:
     def __init__(
         self,
         table: Table,
-        encoded: EncodedItems,
+        replay: Replay,
         confirm: Callable[[list[int]], None],
         failed: Callable[[ReplayError], None],
+        peer: str = "",
     ) -> None:
+        self._peer = peer
         self.count = 0
         self.nbytes = 0
         self._limit = max(1, min(table.state.max_size // 10, 1000))
         self._table = table
-        self._encoded = encoded
+        self._encoded = replay.encoded
+        self._memory = replay.memory
+        self._max_bytes = replay.limits.client_bytes
         self._confirm = confirm
         self._failed = failed
         self._waiting: deque[tuple[RowInsertion, ItemBlock]] = deque()
@@ -53,8 +58,10 @@ class TableInserts:
         """How many more items may wait before the stream is read no further; not above 0: it is not.
 
         A tenth of the table, as with DeepMind's server, but a few small ones in any case: others may be for other
-        tables.
+        tables. None while they show more than a stream may hold, or its share while memory is full.
         """
+        if self.nbytes and self.nbytes > (self._memory.share if self._memory.is_full else self._max_bytes):
+            return 0
         few = MIN_WAITING_ITEMS if self.nbytes < MIN_WAITING_BYTES else 0
         return max(self._limit, few) - self.count
 
@@ -73,7 +80,7 @@ class TableInserts:
             self._confirm(keys[done : done + count])
             done += count
 
-        insertion = RowInsertion([self._table], [block], admitted)
+        insertion = RowInsertion([self._table], [block], admitted, self._peer)
         self.count += len(keys)
         try:
             is_done = insertion.try_now()

@@ -15,18 +15,22 @@ from reverb_async.compat.scanning import Data, padded_varints, varint
 
 _DOUBLE = struct.Struct("<d")
 _END_OF_SEQUENCE = b"\x18\x01"
+_MAX_LEADS = 4096
+_INFO_WIDTH = 1 + 8 + 1 + 5 + 2
+"""Bytes of a `SampleInfo`'s fields but its item."""
 
 
 class SampleInfos(NamedTuple):
-    """What samples say beside their data, one value per sample or one for all.
+    """What samples say beside their data, one value per sample or, but for keys, one for all.
 
     Attributes:
         keys: uint64 ``[n]``.
         priorities: float64 ``[n]``.
-        times_sampled: int ``[n]``, this time included.
+        times_sampled: int ``[n]``, this time included; below 2**35, as all whole numbers here.
         probabilities: float64.
         table_sizes: int, items in the table when each was drawn.
-        rate_limited: bool, whether the draw had to wait.
+        rate_limited: whether the draw had to wait; one for all.
+        inserted_at: float64, when each item was inserted, in seconds since the epoch, not before.
     """
 
     keys: NDArray[np.uint64]
@@ -34,13 +38,31 @@ class SampleInfos(NamedTuple):
     times_sampled: ArrayLike
     probabilities: ArrayLike
     table_sizes: ArrayLike
-    rate_limited: ArrayLike
+    rate_limited: bool
+    inserted_at: ArrayLike
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=_MAX_LEADS)
 def _lead(tag: int, size: int) -> bytes:
     """Return tag and length of a field of `size` bytes."""
     return bytes([tag]) + varint(size)
+
+
+class _Leads(dict[int, bytes]):
+    """Tag and length of a field by its size; those that occurred, within bounds."""
+
+    def __init__(self, tag: int) -> None:
+        super().__init__()
+        self._tag = tag
+
+    def __missing__(self, size: int) -> bytes:
+        if len(self) >= _MAX_LEADS:
+            self.clear()
+        lead = self[size] = bytes([self._tag]) + varint(size)
+        return lead
+
+
+_FIRST, _SECOND, _EIGHTH = _Leads(0x0A), _Leads(0x12), _Leads(0x42)
 
 
 def _text(tag: int, value: str) -> bytes:
@@ -164,48 +186,62 @@ def write_sample_response(table: str, infos: SampleInfos, samples: Sequence[tupl
         infos: what they say beside their data.
         samples: for each its serialized `FlatTrajectory`, and every serialized `ChunkData` it refers to, once.
     """
-    count = len(infos.keys)
-    table_field = _text(0x12, table)
-    priorities, times_sampled = _doubles(infos.priorities, count), _padded(infos.times_sampled, count)
-    of_items = _records(
-        count, b"\x08", padded_varints(infos.keys, 10), table_field, b"\x29", priorities, b"\x30", times_sampled
-    )
-    probabilities, table_sizes = _doubles(infos.probabilities, count), _padded(infos.table_sizes, count)
-    rate_limited = _padded(infos.rate_limited, count)
-    of_infos = _records(count, b"\x11", probabilities, b"\x18", table_sizes, b"\x20", rate_limited)
     pieces: list[Data] = []
-    for of_item, of_info, (trajectory, chunks) in zip(_rows(of_items), _rows(of_infos), samples, strict=True):
-        trajectory_lead = _lead(0x42, len(trajectory))
-        item_size = len(of_item) + len(trajectory_lead) + len(trajectory)
-        item_lead = _lead(0x0A, item_size)
-        info_size = len(item_lead) + item_size + len(of_info)
-        info_lead = _lead(0x0A, info_size)
-        data = _joined(0x12, chunks)
-        size = len(info_lead) + info_size + sum(map(len, data)) + len(_END_OF_SEQUENCE)
-        pieces += (_lead(0x0A, size), info_lead, item_lead, of_item, trajectory_lead, trajectory, of_info)
-        pieces += (*data, _END_OF_SEQUENCE)
+    heads = _sample_heads(table, infos)
+    for head, (trajectory, chunks) in zip(heads, samples, strict=True):
+        trajectory_lead = _EIGHTH[len(trajectory)]
+        item_size = len(head) - _INFO_WIDTH + len(trajectory_lead) + len(trajectory)
+        item_lead = _FIRST[item_size]
+        info_lead = _FIRST[_INFO_WIDTH + len(item_lead) + item_size]
+        data: list[Data] = []
+        size = len(_END_OF_SEQUENCE) + len(info_lead) + _INFO_WIDTH + len(item_lead) + item_size
+        for chunk in chunks:
+            length = len(chunk)
+            lead = _SECOND[length]
+            data += (lead, chunk)
+            size += len(lead) + length
+        pieces += (_FIRST[size], _END_OF_SEQUENCE, info_lead, head[:_INFO_WIDTH], item_lead, head[_INFO_WIDTH:])
+        pieces += (trajectory_lead, trajectory, *data)
     return b"".join(pieces)
+
+
+def _sample_heads(table: str, infos: SampleInfos) -> list[bytes]:
+    """Return for each sample the fields of its `SampleInfo` but the item, and those of the item but the trajectory."""
+    count = len(infos.keys)
+    since_epoch = np.asarray(infos.inserted_at, np.float64)
+    numbers = np.empty((count, 4), np.uint64)
+    numbers[:, 0] = infos.table_sizes
+    numbers[:, 1] = infos.times_sampled
+    numbers[:, 2] = since_epoch
+    numbers[:, 3] = 1e9 * (since_epoch - np.floor(since_epoch))
+    varints = padded_varints(numbers.reshape(-1), 5).reshape(count, 4, 5)
+    doubles = np.empty((count, 2), "<f8")
+    doubles[:, 0] = infos.probabilities
+    doubles[:, 1] = infos.priorities
+    doubles_bytes = doubles.view(np.uint8).reshape(count, 2, 8)
+    fields: list[bytes | NDArray[np.uint8]] = [
+        *(b"\x11", doubles_bytes[:, 0], b"\x18", varints[:, 0], b"\x20" + (b"\1" if infos.rate_limited else b"\0")),
+        *(b"\x08", padded_varints(infos.keys, 10), _text(0x12, table), b"\x29", doubles_bytes[:, 1]),
+        *(b"\x30", varints[:, 1], b"\x3a\x0c\x08", varints[:, 2], b"\x10", varints[:, 3]),
+    ]
+    return _rows(_records(count, *fields))
 
 
 def _records(count: int, *parts: bytes | NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return uint8 ``[count, width]``, made of bytes that all records have and of arrays ``[count, width of it]``."""
-    columns = [
-        np.broadcast_to(np.frombuffer(part, np.uint8), (count, len(part))) if isinstance(part, bytes) else part
-        for part in parts
-    ]
-    return np.concatenate(columns, axis=1)
+    widths = [len(part) if isinstance(part, bytes) else part.shape[1] for part in parts]
+    records = np.empty((count, sum(widths)), np.uint8)
+    at = 0
+    for part, width in zip(parts, widths, strict=True):
+        records[:, at : at + width] = np.frombuffer(part, np.uint8) if isinstance(part, bytes) else part
+        at += width
+    return records
 
 
 def _rows(records: NDArray[np.uint8]) -> list[bytes]:
     """Return every row of ``[n, width]`` as bytes."""
     width, whole = records.shape[1], records.tobytes()
     return [whole[start : start + width] for start in range(0, len(whole), width)]
-
-
-def _padded(values: ArrayLike, count: int) -> NDArray[np.uint8]:
-    """Return whole numbers from 0 as varints ``[count, width]``, padded to the longest: so all are written at once."""
-    numbers = np.broadcast_to(np.asarray(values, np.int64), (count,))
-    return padded_varints(numbers, max(1, -(-int(numbers.max(initial=0)).bit_length() // 7)))
 
 
 def _doubles(values: ArrayLike, count: int) -> NDArray[np.uint8]:

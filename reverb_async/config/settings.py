@@ -13,6 +13,14 @@ from pathlib import Path
 
 from reverb_async.errors import InvalidArgument
 
+_UNITS = {
+    unit + suffix: base**power
+    for power, unit in enumerate(("", "k", "m", "g", "t"))
+    for suffix, base in (("ib", 1024), ("b", 1000))
+    if unit or suffix == "b"
+}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) *([kmgt]i?b|b)", re.IGNORECASE)
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -44,6 +52,15 @@ class Setting:
             bounds = f">= {least}" if most is None else f"from {least} to {most}"
             raise self.refuse(f"must be an integer {bounds}, got {shown(self.value)}")
         return value
+
+    def nbytes(self) -> int:
+        """Read a size: an integer, or a text such as ``8GiB`` or ``500 MB``."""
+        match = _SIZE.fullmatch(self.value.strip()) if isinstance(self.value, str) else None
+        if match is not None:
+            return int(float(match[1]) * _UNITS[match[2].lower()])
+        if isinstance(self.value, str):
+            raise self.refuse(f"must be bytes, such as 8GiB, 500MB or 1000000, got {shown(self.value)}")
+        return self.integer(1, 2**63 - 1)
 
     def number(self) -> float:
         """Read a number; infinities are numbers, nan is none."""

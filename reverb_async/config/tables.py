@@ -108,9 +108,11 @@ def read_table(name: str, settings: Settings, place: str) -> TableConfig:
     """
     max_size = settings["max_size"].integer(1, _LARGEST_SIZE) if "max_size" in settings else DEFAULT_MAX_SIZE
     fields: dict[str, Any] = {}
-    for key, least, most in (("max_times_sampled", 0, 2**31 - 1), ("max_bytes", 1, 2**63 - 1), ("seed", 0, None)):
+    for key, least, most in (("max_times_sampled", 0, 2**31 - 1), ("seed", 0, None)):
         if key in settings:
             fields[key] = settings[key].integer(least, most)
+    if "max_bytes" in settings:
+        fields["max_bytes"] = settings["max_bytes"].nbytes()
     if "signature" in settings:
         fields["signature"] = _read_signature(settings["signature"])
     if "kind" in settings:

@@ -1,4 +1,4 @@
-"""What a table tells about itself."""
+"""What tables and servers tell about themselves."""
 
 from __future__ import annotations
 
@@ -35,12 +35,15 @@ class WaiterInfo:
         reason: what they wait for, in words.
         since: when the longest of them began to wait, in seconds since the epoch.
         count: how many they are.
+        peers: where the first few of them come from: ``"host:port"``, ``"process 1234"`` over a Unix socket,
+            ``"the server's process"``.
     """
 
     kind: str
     reason: str
     since: float
     count: int
+    peers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,3 +92,54 @@ class TableInfo:
     samples_per_second: float = 0.0
     oldest_item_age: float = 0.0
     newest_item_age: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alarm:
+    """Something that is wrong with a server.
+
+    Attributes:
+        name: what kind of thing, ``"memory"`` say.
+        message: what it is, in words.
+        since: since when, in seconds since the epoch.
+    """
+
+    name: str
+    message: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerStatus:
+    """What there is to know about a server beside its tables. Sizes are bytes.
+
+    Attributes:
+        epoch: 16 bytes, new with every start of the server.
+        uptime: seconds since it was started.
+        memory_used: what it holds, as `Limits.max_bytes` counts: the next four together.
+        memory_limit: `Limits.max_bytes`; 0 is none.
+        stored_bytes: rows and values of items, and what is indexed of them; steps that no item shows yet; messages that
+            are being sent.
+        staged_rows: rows that no item shows, or not any more: steps of writers, inserts that wait, batches being sent.
+        received_bytes: messages that are being received.
+        cached_bytes: items kept decoded, or encoded, for clients of the other protocol.
+        num_refused: how often inserts were refused because memory stayed full.
+        connections: peers connected over TCP and Unix sockets.
+        max_connections: `Limits.max_connections`.
+        writers: insert streams that are open.
+        alarms: what is wrong now.
+    """
+
+    epoch: bytes
+    uptime: float = 0.0
+    memory_used: int = 0
+    memory_limit: int = 0
+    stored_bytes: int = 0
+    staged_rows: int = 0
+    received_bytes: int = 0
+    cached_bytes: int = 0
+    num_refused: int = 0
+    connections: int = 0
+    max_connections: int = 0
+    writers: int = 0
+    alarms: tuple[Alarm, ...] = ()

@@ -10,17 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reverb_async.core.cut.slot_watch import SlotWatch
+from reverb_async.core.episodes import NO_EPISODE, count_episodes
 from reverb_async.core.item import ItemBlock, ItemLayout
 from reverb_async.core.runs import Rows, Runs, as_run
 from reverb_async.core.storage import RowStore
-from reverb_async.errors import InvalidArgument
 
 FREE, LIVE, OUT, GONE = 0, 1, 2, 3
 """A slot is free, holds an item of the table, holds one that was sampled out and may still be handed back, or one that
 has left for good while a draw that shows it is not settled."""
-
-NO_EPISODE = -1
-"""The item counts as an episode of its own."""
 
 
 RECORD = np.dtype(
@@ -243,7 +240,7 @@ class Slots:
             return Runs(records["first"].copy(), records["length"].astype(np.int64), pieces)
         return Runs(kept.first[slots], kept.length[slots].astype(np.int64), pieces)
 
-    def view(self, number: int, slots: Rows) -> tuple[Rows, NDArray[np.int32]]:
+    def view(self, number: int, slots: Rows | slice) -> tuple[Rows, NDArray[np.int32]]:
         """Return first row and number of rows of one view for `slots`, ``[n]`` each; see `pieces`."""
         view = self._views[number]
         return view.first[slots], view.length[slots]
@@ -265,33 +262,18 @@ class Slots:
                 for slot in slots.tolist():
                     few.pop(slot, None)
 
-    def adopt(self, layouts: Sequence[ItemLayout | None], high_water: int, order: Rows) -> None:
-        """Begin to use slots below `high_water` whose records and states were written, with layouts as they name them.
+    def adopt(self, layouts: Sequence[ItemLayout | None], free: Rows, high_water: int) -> None:
+        """Begin to use slots whose records and states were written.
 
         Args:
-            layouts: by number.
-            high_water: all items are in slots below it.
-            order: int64 ``[capacity]``, of free slots those with the highest numbers are taken first.
-
-        Raises:
-            InvalidArgument: an item names a layout that there is not, or has other views than its layout.
+            layouts: as the records number them, distinct.
+            free: those below `high_water` without an item; the last is taken first.
+            high_water: all slots are below it.
         """
-        state = self.state[:high_water]
-        used = np.flatnonzero(state)
-        ids = self.layout[used]
-        if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= len(layouts)):
-            raise InvalidArgument(f"items of layouts {int(ids.min())} to {int(ids.max())}, {len(layouts)} there are")
-        counts = np.bincount(ids, minlength=len(layouts)).tolist()
-        for layout, count in zip(layouts, counts, strict=True):
-            if count and (layout is None or len(layout.stores) > max(1, len(self._views))):
-                raise InvalidArgument("items without a layout, or with fewer views than it has")
-        self.layouts = [layout if count else None for layout, count in zip(layouts, counts, strict=True)]
-        self._layout_items = counts
+        used = np.flatnonzero(self.state[:high_water])
+        self._layout_items = np.bincount(self.layout[used], minlength=len(layouts)).tolist()
+        self.layouts = [layout if count else None for layout, count in zip(layouts, self._layout_items, strict=True)]
         self._layout_ids = {layout: at for at, layout in enumerate(self.layouts) if layout is not None}
-        if len(self._layout_ids) + self.layouts.count(None) != len(self.layouts):
-            raise InvalidArgument("two layouts are the same")
-        free = np.flatnonzero(state == FREE)[::-1]  # of equal ones the lowest is taken first
-        free = free[np.maximum(order[free], 0).argsort(kind="stable")]
         self._returned[: len(free)] = free
         self._num_returned = len(free)
         self.high_water = high_water
@@ -312,55 +294,9 @@ class Slots:
             return [(first, None)]
         return [(int(layout_id), np.flatnonzero(ids == layout_id)) for layout_id in np.unique(ids)]
 
-    def showing(self, store: RowStore, row: int) -> Rows:
-        """Return the slots of the table's items that refer to a row of `store`. O(slots in use)."""
-        used = slice(0, self.high_water)
-        found = []
-        for number, kept in enumerate(self._views):
-            layouts = [
-                id
-                for id, layout in enumerate(self.layouts)
-                if layout is not None and layout.stores[number : number + 1] == (store,)
-            ]
-            if not layouts:
-                continue
-            first = kept.first[used]
-            slots = np.flatnonzero((first <= row) & (row < first + kept.length[used]))
-            if kept.pieces:
-                slots = np.array([slot for slot in slots.tolist() if slot not in kept.pieces], np.int64)
-                pieces = [
-                    slot
-                    for slot, runs in kept.pieces.items()
-                    if bool(((runs[:, 0] <= row) & (row < runs[:, 0] + runs[:, 1])).any())
-                ]
-                slots = np.concatenate([slots, np.array(pieces, np.int64)])
-            found.append(slots[(self.state[slots] == LIVE) & np.isin(self.layout[slots], layouts)])
-        return np.concatenate(found) if found else np.zeros(0, np.int64)
-
     def episodes_of(self, slots: Rows) -> tuple[dict[int, int], int]:
         """Return how many of the items refer to each episode, and how many are an episode of their own."""
-        if len(slots) == 1:  # np.unique would take a third of the time that a single insert takes
-            slot = int(slots[0])
-            episode = int(self.episode[slot])
-            if episode == NO_EPISODE:
-                return {}, 1
-            return dict.fromkeys(range(episode, self.episode_spans.get(slot, episode) + 1), 1), 0
-        episodes = self.episode[as_run(slots) or slots]
-        if len(episodes) and not self.episode_spans and bool((episodes == episodes[0]).all()):
-            episode = int(episodes[0])
-            return ({}, len(slots)) if episode == NO_EPISODE else ({episode: len(slots)}, 0)
-        counts: dict[int, int] = {}
-        alone = 0
-        for episode, count in zip(*(part.tolist() for part in np.unique(episodes, return_counts=True)), strict=True):
-            if episode == NO_EPISODE:
-                alone = count
-            else:
-                counts[episode] = count
-        if self.episode_spans:
-            for slot, episode in zip(slots.tolist(), episodes.tolist(), strict=True):
-                for further in range(episode + 1, self.episode_spans.get(slot, episode) + 1):
-                    counts[further] = counts.get(further, 0) + 1
-        return counts, alone
+        return count_episodes(slots, self.episode, self.episode_spans)
 
     def _intern(self, layout: ItemLayout, count: int) -> int:
         layout_id = self._layout_ids.get(layout)

@@ -21,7 +21,10 @@ from reverb_async.core.recent_draws import RecentDraws
 from reverb_async.core.runs import Rows, as_run
 from reverb_async.core.selectors import Fifo, Lifo, Prioritized, Selector, Uniform
 from reverb_async.core.slots import GONE, LIVE, Slots
-from reverb_async.core.storage import RowStore
+from reverb_async.core.storage import Account, RowStore
+
+ITEM_BYTES = 128
+"""About what an item takes beside its rows: its record, and its places in key index, sampler and remover."""
 
 _SPARE_SLOTS = 65_536
 """Slots beyond twice `max_size`: room for a block before it evicts, and for items not acknowledged by learners."""
@@ -53,6 +56,8 @@ class TableItems:
         self.rng = rng
         self._multiplier = int(rng.integers(2**63)) * 2 + 1
         self.listeners: list[Listener] = []
+        self.memory = Account()
+        """That of the server, while one serves the table."""
         self.generation = 0
         """Counts resets; what was drawn before one is void after it."""
         self.num_changes = 0
@@ -65,6 +70,7 @@ class TableItems:
     def _start_empty(self, capacity: int = 0) -> None:
         capacity = max(capacity, 2 * self.max_size + _SPARE_SLOTS)
         self.slots = Slots(capacity)
+        self._counted_slots = 0
         self.index = KeyIndex(capacity, self.slots.key, self._multiplier)
         self._recent = RecentDraws(self.slots)
         self.sampler = self.sampler_kind.build(capacity)
@@ -90,6 +96,35 @@ class TableItems:
         """Note that the last committed cut does not have `slots` as they are; the table is watched."""
         assert self.slots.watch is not None
         self.slots.watch.dirty[slots] = True
+
+    @property
+    def replaces_items(self) -> bool:
+        """Whether the next insert makes another item leave."""
+        if self.size >= self.max_size:
+            return True
+        # An item is as large as others are.
+        return self.max_bytes is not None and self.nbytes * (self.size + 1) > self.max_bytes * self.size > 0
+
+    @property
+    def waits_for_memory(self) -> bool:
+        """Whether the next insert has nothing to wait for but memory."""
+        return (
+            self.memory.used > self.memory.grow_below
+            and not self.replaces_items
+            and min(self.limiter.admitted_inserts(1), self.slots.num_free) > 0
+        )
+
+    def _count_slots(self) -> None:
+        """Count what more slots are used than ever before."""
+        self.memory.used += (self.slots.high_water - self._counted_slots) * ITEM_BYTES
+        self._counted_slots = self.slots.high_water
+
+    def count_in(self, account: Account) -> None:
+        """Count what items take beside their rows in another account from now on."""
+        self._count_slots()
+        self.memory.give_back(self._counted_slots * ITEM_BYTES)
+        self.memory = account
+        account.used += self._counted_slots * ITEM_BYTES
 
     def _touch(self, slots: Rows) -> None:
         """Anything about `slots` is going to change."""
@@ -122,6 +157,7 @@ class TableItems:
         self._detached.append(self.slots)
         if self.slots.watch is not None:
             self.slots.watch.log = None
+        self.memory.give_back(self._counted_slots * ITEM_BYTES)
         self.generation += 1
         self._start_empty()
         if self.log is not None:
@@ -135,6 +171,8 @@ class TableItems:
         if not self._detached:
             return False
         slots = self._detached[0]
+        if slots.watch is not None and slots.watch.cut is not None:  # which costs ten times as much
+            max_slots = min(max_slots, 8_192)
         stop = min(self._dismantled + max_slots, slots.high_water)
         slots.dismantle(self._dismantled, stop)
         self._dismantled = stop
@@ -182,11 +220,12 @@ class TableItems:
 
     def start_restoring(self, high_water: int) -> None:
         """Make room for slots below `high_water`, which a table with a larger `max_size` may have used."""
-        self._start_empty(high_water + _SPARE_SLOTS)
+        self._start_empty(high_water)
 
     def adopt(self, live: Rows) -> None:
         """Count the items in these slots as the table's."""
         slots = self.slots
+        self._count_slots()
         self.size = len(live)
         self.nbytes = int(slots.nbytes[live].sum())
         self.episodes.add(*slots.episodes_of(live))

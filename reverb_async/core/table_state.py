@@ -56,7 +56,10 @@ class TableState(TableDraws):
         return 65_536 if self.remover_kind.is_deterministic else 1_024
 
     def admitted_inserts(self, n: int) -> int:
-        """Return how many of `n` inserts in a row the rate limiter, and the room for items in flight, admit now."""
+        """Return how many of `n` inserts in a row the rate limiter, memory, and room for items in flight admit now."""
+        if self.memory.used > self.memory.grow_below and not self.replaces_items:
+            self.memory.is_waited_for = True
+            return 0
         return min(self.limiter.admitted_inserts(n), self.slots.num_free)
 
     def insert(self, block: ItemBlock, now: float) -> None:
@@ -135,6 +138,8 @@ class TableState(TableDraws):
 
     def _add(self, block: ItemBlock, priorities: NDArray[np.float64], now: float, hashes: Hashes = None) -> None:
         slots = self.slots.put(block, priorities, now)
+        if self.slots.high_water != self._counted_slots:
+            self._count_slots()
         self.index.insert(block.keys, slots, hashes)
         self.sampler.insert(slots, priorities)
         self.remover.insert(slots, priorities)

@@ -72,11 +72,14 @@ class StepChunks:
         """Per column, by step: its chunk and its place there."""
 
     def add(self, first: int, count: int, columns: list[Column]) -> None:
-        """Keep steps ``[first, first + count)``, later than all before."""
-        if self._blocks and first < self._blocks[-1].stop:
-            raise InvalidArgument(f"some of the steps {first} to {first + count - 1} were sent before")
-        if count:
-            self._blocks.append(_Block(first, first + count, columns))
+        """Keep steps ``[first, first + count)``; they may come after later ones, when an item shows them at last."""
+        if not count:
+            return
+        blocks, stop = self._blocks, first + count
+        place = bisect_right(blocks, first, key=lambda block: block.first)
+        if (place and first < blocks[place - 1].stop) or (place < len(blocks) and blocks[place].first < stop):
+            raise InvalidArgument(f"some of the steps {first} to {stop - 1} were sent before")
+        blocks.insert(place, _Block(first, stop, columns))
 
     def find(self, column: int, first: int, length: int, episode: int) -> list[Slice]:
         """Return where the steps ``[first, first + length)`` of a column are found; encodes those that never were.

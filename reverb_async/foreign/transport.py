@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from reverb_async.client.transport import StreamKind
 from reverb_async.compat.scanning import Data
 from reverb_async.compat.table_info import read_server_info, read_state_id
-from reverb_async.core.info import TableInfo
+from reverb_async.core.info import ServerStatus, TableInfo
 from reverb_async.errors import Closed, InvalidArgument, TableNotFound
 from reverb_async.foreign.call import MAX_MESSAGE_BYTES, ForeignCall, unary
 from reverb_async.foreign.inserting import ForeignInsert
@@ -71,7 +71,7 @@ class ForeignTransport:
         serve: dict[StreamKind, Callable[[Duplex], Awaitable[None]]] = {
             "insert": self._insert,
             "sample": self._sample,
-            "update": lambda duplex: serve_updates(self._unary, duplex),
+            "update": lambda duplex: serve_updates(self._unary, self._table, duplex),
         }
         return self._streams.open(serve[kind], f"{kind} stream of {self.address}")
 
@@ -86,6 +86,7 @@ class ForeignTransport:
 
     async def reset(self, table: str) -> None:
         """Remove all items of a table."""
+        await self._table(table)
         await self._unary("Reset", bytes(reverb.ResetRequest(table=table)))
 
     async def server_info(self) -> list[TableInfo]:
@@ -100,6 +101,10 @@ class ForeignTransport:
         if name not in self._known:
             raise TableNotFound(name, self._known)
         return self._known[name]
+
+    async def server_status(self) -> ServerStatus:
+        """Refuse: dm-reverb does not tell."""
+        raise InvalidArgument(f"{self.address} is a dm-reverb server: it tells nothing about itself but its tables")
 
     async def checkpoint(self) -> str:
         """Have the server write a checkpoint; return its path there."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from reverb_async.compat.scanning import Data
 from reverb_async.compat.writing import write_mutate_request
 from reverb_async.core.draw import MutateResult
+from reverb_async.core.info import TableInfo
 from reverb_async.errors import ReplayError, Unavailable
 from reverb_async.protocol.message import Duplex
 from reverb_async.protocol.updating import UpdateResponse, unpack
@@ -33,12 +34,13 @@ async def mutate(
     return MutateResult(len(np.unique(keys)), len(np.unique(deletes)), 0)
 
 
-async def serve_updates(call: Call, duplex: Duplex) -> None:
-    """Pass every block on, one after the other."""
+async def serve_updates(call: Call, table: Callable[[str], Awaitable[TableInfo]], duplex: Duplex) -> None:
+    """Pass every block on, one after the other; `table` describes one of the server's tables, or raises."""
     while (message := await duplex.receive()) is not None:
         answer = UpdateResponse(done := [], refused := [])
         for request in unpack(message):
             try:
+                await table(request.table)
                 result = await mutate(call, request.table, request.keys, request.priorities, request.deletes)
                 done.append((request.seq, result))
             except Unavailable:

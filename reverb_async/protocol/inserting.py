@@ -230,8 +230,14 @@ class InsertRequestReader:
     """
 
     def __init__(self, message: Message) -> None:
+        self._message = message
         self._header = message.header
         self.buffers = BufferReader(message)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all buffers in bytes."""
+        return self._message.nbytes
 
     @property
     def has_only_rows(self) -> bool:
@@ -356,6 +362,7 @@ class InsertResponse:
         applied_through: in the first message: all items up to this sequence number have been applied in this session
             before.
         applied: in the first message: ranges (seq, count) beyond that which have been applied too.
+        epoch: in the first message: the server process's, as in its hello.
         acks: ranges (seq, count) of items that are in.
         refused: items that are not, and never will be.
         waiting: why items still wait; sent when a wait gets long.
@@ -366,6 +373,7 @@ class InsertResponse:
     acks: list[tuple[int, int]] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
     waiting: str | None = None
+    epoch: bytes | None = None
 
     def __bool__(self) -> bool:
         """Return whether it says anything."""
@@ -377,6 +385,8 @@ class InsertResponse:
         if self.applied_through is not None:
             header["applied_through"] = self.applied_through
             header["applied"] = [list(pair) for pair in self.applied]
+            if self.epoch is not None:
+                header["epoch"] = self.epoch
         if self.acks:
             header["acks"] = [list(pair) for pair in self.acks]
         if self.refused:
@@ -393,7 +403,7 @@ class InsertResponse:
         if acks and len(header) == 1:  # as nearly always
             return cls(acks=acks)
         through = header.get("applied_through")
-        waiting = header.get("waiting")
+        waiting, epoch = header.get("waiting"), header.get("epoch")
         return cls(
             None if through is None else integer(through, "applied_through"),
             [(integer(seq, "seq"), integer(count, "count")) for seq, count in items_of(header, "applied", 2)],
@@ -403,4 +413,5 @@ class InsertResponse:
                 for seq, count, error in items_of(header, "refused", 3)
             ],
             None if waiting is None else text(waiting, "waiting"),
+            epoch if isinstance(epoch, bytes) else None,
         )

@@ -88,6 +88,11 @@ class Duplex(Protocol):
     Every method but `abort` may be cancelled; a cancelled `send` breaks the stream.
     """
 
+    @property
+    def peer(self) -> str:
+        """Where the other end is, for people; empty if that is not known."""
+        return ""
+
     async def send(self, message: Message) -> None:
         """Hand a message over; waits while the peer's window or queue is full."""
 
@@ -109,6 +114,10 @@ class Duplex(Protocol):
         A message for which it returns True is done with; `receive` returns the others. What it raises `receive` raises.
         Not every stream offers any, and none offers all: a listener only saves the turn it takes to wake a task.
         """
+        return
+
+    def finish_reading(self) -> None:
+        """Have `receive` return None after what has been received, or has begun to be: at the server's end only."""
         return
 
     async def end(self) -> None:

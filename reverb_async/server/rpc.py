@@ -30,13 +30,20 @@ from reverb_async.wire.generated.reverb_async.v1 import (
     ResetResponse,
     ServerInfoRequest,
     ServerInfoResponse,
+    ServerStatusRequest,
+    ServerStatusResponse,
 )
 from reverb_async.wire.memory_offer import memory_offer_to_proto
 from reverb_async.wire.open_streams import OpenStreams
+from reverb_async.wire.server_status import status_to_proto
 from reverb_async.wire.status import errors_as_status
 from reverb_async.wire.table_info import table_info_to_proto
 
 SERVICE = "reverb_async.v1.Replay"
+INSERT = f"/{SERVICE}/Insert"
+
+MAX_PARTS = 16
+"""A message in parts may be so many times as long as one that is not."""
 
 
 class ReplayHandlers(ReplayBase):
@@ -45,6 +52,7 @@ class ReplayHandlers(ReplayBase):
     def __init__(self, service: ReplayService) -> None:
         self._service = service
         self._streams = OpenStreams()
+        self._max_unit_bytes = MAX_PARTS * service.replay.limits.max_message_bytes
 
     def __mapping__(self) -> dict[str, Handler]:
         """Return the handlers; the three streams bypass the generated per-message classes."""
@@ -61,7 +69,7 @@ class ReplayHandlers(ReplayBase):
     def _streaming(self, serve: Callable[[Duplex], Awaitable[None]]) -> Callable[[Stream[Any, Any]], Awaitable[None]]:
         async def handle(stream: Stream[Any, Any]) -> None:
             with errors_as_status():
-                duplex = GrpcServerDuplex(stream)
+                duplex = GrpcServerDuplex(stream, max_unit_bytes=self._max_unit_bytes)
                 await self._streams.serve(duplex, lambda: serve(duplex))
 
         return handle
@@ -110,6 +118,11 @@ class ReplayHandlers(ReplayBase):
         """Describe all tables."""
         with errors_as_status():
             return ServerInfoResponse(tables=[table_info_to_proto(info) for info in self._service.server_info()])
+
+    async def server_status(self, message: ServerStatusRequest) -> ServerStatusResponse:
+        """Describe the server itself."""
+        with errors_as_status():
+            return status_to_proto(self._service.server_status())
 
     async def checkpoint(self, message: CheckpointRequest) -> CheckpointResponse:
         """Write a checkpoint."""

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
-import socket
-import stat
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -19,25 +16,28 @@ from reverb_async.checkpoint.write_ahead import check_durability
 from reverb_async.client.client import Client
 from reverb_async.compat import rpc as compat
 from reverb_async.compat.rpc import DeepMindHandlers
+from reverb_async.core.buffer_pool import BufferPool
 from reverb_async.errors import Closed, InvalidArgument
 from reverb_async.hosts import is_loopback
 from reverb_async.inprocess import InProcessTransport
+from reverb_async.limits import Limits
 from reverb_async.replay import Replay
+from reverb_async.security import ServerContext, ServerTLS, Tokens
+from reverb_async.server.access import Access
 from reverb_async.server.ending import GRACE_S, Ending, check_grace
-from reverb_async.server.rpc import SERVICE, HealthHandlers, ReplayHandlers
-from reverb_async.service.service import ReplayService
+from reverb_async.server.listening import LOOPBACK, checked_tls, listen, listen_unix, reverb_port
+from reverb_async.server.rpc import INSERT, SERVICE, HealthHandlers, ReplayHandlers
+from reverb_async.service.service import ReplayService, TransportStatus
 from reverb_async.table import Table
-from reverb_async.wire.http2 import MAX_MESSAGE_BYTES, ReplayServer, WindowBudget
+from reverb_async.wire.http2 import ConnectionStats, Guards, ReplayServer, WindowBudget
 
 if TYPE_CHECKING:
     from grpclib._typing import IServable
 
 logger = logging.getLogger("reverb_async")
 
-RECEIVE_BUDGET_BYTES = 256 << 20
-"""What all insert streams together may have received and the server not yet worked off."""
-
 _TICK_S = 1.0
+_TRIM_AGAIN_S = 0.05
 
 
 class Server:
@@ -45,19 +45,29 @@ class Server:
 
     Args:
         tables: at least one; names are distinct.
-        host: address to listen on; anything but the loopback needs `insecure`.
+        host: address to listen on; anything but the loopback needs `tls`, or `insecure`.
         port: 0 picks a free one (see `Server.port`); None: no TCP.
         unix_path: path of a Unix socket to listen on as well.
-        insecure: accept connections from other machines although nothing is encrypted and nobody is asked who they are.
-        reverb_compat: serve clients of DeepMind's Reverb as well, on the same port and with the same tables.
+        insecure: accept connections from other machines although nothing is encrypted.
+        tls: encrypt what goes over TCP, and perhaps ask clients for certificates.
+        tokens: path of a file of tokens, see `python -m reverb_async.tokens`: every call must show one that allows it.
+            Clients in this process (`client`) need none.
+        reverb_compat: serve clients of DeepMind's Reverb as well, on the same port and with the same tables. They know
+            neither TLS nor tokens: with either, they are not served.
+        reverb_compat_insecure: serve them nevertheless, on a port of their own (True: any free one) of 127.0.0.1,
+            unencrypted and whoever they are; see `reverb_address`.
+        limits: what it takes at most: memory, messages, connections.
         checkpointer: saves the tables, and restores them in `start`; without one they live in memory only.
         durability: which acknowledged inserts, updates, deletes and resets there are after an end that was not orderly:
             ``"memory"``, those before the last checkpoint; ``"wal"``, all, unless the machine ended, too;
             ``"wal_fsync"``, all. The latter two need a checkpointer.
 
     Raises:
-        InvalidArgument: no tables, duplicate names, a host that needs `insecure`, or a durability that is none or
-            needs a checkpointer.
+        InvalidArgument: no tables, duplicate names, a host that needs `tls`, files that cannot be used, or a durability
+            that is none or needs a checkpointer.
+
+    Attributes:
+        access: what is checked of every call; None without `tokens`.
     """
 
     def __init__(
@@ -68,24 +78,44 @@ class Server:
         port: int | None = 0,
         unix_path: str | os.PathLike[str] | None = None,
         insecure: bool = False,
+        tls: ServerTLS | None = None,
+        tokens: str | os.PathLike[str] | None = None,
         reverb_compat: bool = True,
+        reverb_compat_insecure: bool | int = False,
+        limits: Limits | None = None,
         checkpointer: Checkpointer | None = None,
         durability: Durability = "memory",
     ) -> None:
-        self._replay = Replay(tables)
-        self._service = ReplayService(self._replay, MAX_MESSAGE_BYTES)
+        if limits is not None and not isinstance(limits, Limits):
+            raise InvalidArgument(f"limits must be reverb_async.Limits(...), got {limits!r:.60}")
+        self._replay = Replay(tables, limits)
+        self._service = ReplayService(self._replay, self._replay.limits.max_message_bytes)
         self._host = host
         self._port = port
         self._unix_path = None if unix_path is None else os.fspath(unix_path)
-        if port is not None and not insecure and not is_loopback(host):
+        if port is not None and not insecure and tls is None and not is_loopback(host):
             raise InvalidArgument(
-                f"host={host!r} can be reached from other machines, and nothing is encrypted yet: "
-                f"use host='127.0.0.1', or insecure=True if everybody on that network may read and change the tables"
+                f"host={host!r} can be reached from other machines, and nothing is encrypted: use host='127.0.0.1', "
+                f"or tls=ServerTLS(...), or insecure=True if everybody on that network may read and change the tables"
             )
         if port is not None and (isinstance(port, bool) or not isinstance(port, int) or not 0 <= port < 65536):
             raise InvalidArgument(f"port must be an int from 0 (any free one) to 65535, or None, got {port!r}")
+        self._tls = None if tls is None else ServerContext(checked_tls(tls))
+        self.access = None if tokens is None else Access(Tokens(tokens))
+        self._is_protected = tls is not None or tokens is not None
+        self._reverb_port = reverb_port(reverb_compat_insecure, reverb_compat, self._is_protected)
         self._listening: list[ReplayServer] = []
+        self._budget = WindowBudget(self._replay.limits.received_bytes // 2)
+        self._budget.may_store = self._replay.memory.may_store
+        self._service.transport_status = self._transport_status
+        self._guards = Guards(max_connections=self._replay.limits.max_connections)
+        self._stats = ConnectionStats()
         self._handlers: ReplayHandlers | None = None
+        if checkpointer is not None and not isinstance(checkpointer, Checkpointer):
+            raise InvalidArgument(
+                f"checkpointer must be a reverb_async.Checkpointer, such as Checkpointer('checkpoints'), "
+                f"got {checkpointer!r:.60}"
+            )
         self._reverb_compat = reverb_compat
         self._deepmind: DeepMindHandlers | None = None
         self._checkpointer = checkpointer
@@ -96,9 +126,13 @@ class Server:
         self._transports: WeakSet[InProcessTransport] = WeakSet()
         self._stopped: asyncio.Event | None = None
         self._closed = False
+        self._is_at_path = False
         self._tick: asyncio.TimerHandle | None = None
         self.last_steps: list[Callable[[], Awaitable[None]]] = []
-        """What `close` does at last, in this order: every call has ended, and nothing changes the tables any more."""
+        """What `close` does at last, in this order: every call has ended, and nothing changes the tables any more.
+
+        Also after `start` has failed; whether it had succeeded `self._tick` tells, which is set by then.
+        """
 
     async def __aenter__(self) -> Server:
         await self.start()
@@ -120,6 +154,7 @@ class Server:
         if self._stopped is not None or self._closed:
             raise Closed("this server was started before: make a new one")
         self._replay.open()
+        self._replay.memory.add_queue(self._budget)
         self._stopped = asyncio.Event()
         try:
             await self._restore()
@@ -143,23 +178,39 @@ class Server:
         if self._reverb_compat:
             self._deepmind = DeepMindHandlers(self._replay, self._service.save)
         self._health = HealthHandlers([SERVICE] if self._deepmind is None else [SERVICE, compat.SERVICE])
-        handlers: list[IServable] = [self._handlers, self._health]
-        if self._deepmind is not None:
-            handlers.append(self._deepmind)
-        budget = WindowBudget(RECEIVE_BUDGET_BYTES)
+        native: list[IServable] = [self._handlers, self._health]
+        deepmind: list[IServable] = [] if self._deepmind is None else [self._deepmind]
+        limits = self._replay.limits
+        pool = BufferPool(max_bytes=min(128 << 20, limits.pooled_bytes))
 
-        def listener() -> ReplayServer:
-            return ReplayServer(handlers, message_limits=compat.MESSAGE_LIMITS, window_budget=budget)
+        def listener(handlers: list[IServable]) -> ReplayServer:
+            return ReplayServer(
+                handlers,
+                max_message_bytes=limits.max_message_bytes,
+                message_limits=compat.message_limits(limits),
+                storing=(INSERT, compat.INSERT),
+                window_budget=self._budget,
+                pool=pool,
+                guards=self._guards,
+                stats=self._stats,
+            )
 
+        for_all = native if self._is_protected else [*native, *deepmind]
         if self._port is not None:
-            server = listener()
-            await _listen(server, self._host, self._port)
+            server = self._protected(listener(for_all))
+            await listen(server, self._host, self._port, None if self._tls is None else self._tls.context)
             self._listening.append(server)
             self._port = server.sockets[0].getsockname()[1]
         if self._unix_path is not None:
-            server = listener()
-            await _listen_unix(server, self._unix_path)
+            server = self._protected(listener(for_all))
+            await listen_unix(server, self._unix_path)
             self._listening.append(server)
+            self._is_at_path = True
+        if self._reverb_port is not None:
+            server = listener([self._health, *deepmind])
+            await listen(server, LOOPBACK, self._reverb_port)
+            self._listening.append(server)
+            self._reverb_port = server.sockets[0].getsockname()[1]
 
     async def wait(self) -> None:
         """Wait until the server is closed."""
@@ -204,7 +255,7 @@ class Server:
             for step in self.last_steps:
                 await step()
         finally:
-            if self._unix_path is not None and len(self._listening) == 1 + (self._port is not None):
+            if self._unix_path is not None and self._is_at_path:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self._unix_path)
             self._stopped.set()
@@ -218,6 +269,11 @@ class Server:
         self._transports.add(transport)
         self._clients.add(client)
         return client
+
+    @property
+    def stats(self) -> ConnectionStats:
+        """How many connections from other processes there are, and how many were refused or dropped, by reason."""
+        return self._stats
 
     @property
     def tables(self) -> dict[str, Table]:
@@ -245,55 +301,56 @@ class Server:
         return self.unix_address
 
     @property
+    def reverb_address(self) -> str | None:
+        """Where clients of DeepMind's Reverb connect to, ``host:port``; None if they are not served over TCP."""
+        if self._reverb_port is not None:
+            return f"{LOOPBACK}:{self._reverb_port}"
+        return None if self._deepmind is None or self._is_protected or self._port is None else self.address
+
+    @property
     def unix_address(self) -> str | None:
         """The Unix socket as an address for `Client`."""
         return None if self._unix_path is None else f"unix://{os.path.abspath(self._unix_path)}"
 
+    def _protected(self, server: ReplayServer) -> ReplayServer:
+        if self.access is not None:
+            self.access.protect(server)
+        return server
+
     def _look_after(self, expected: float) -> None:
-        """Once a second: return freed memory; log if something blocked the event loop, for then all clients waited."""
+        """Once a second: return freed memory, read certificates and tokens that have changed.
+
+        Log if something blocked the event loop, for then all clients waited.
+        """
         loop = asyncio.get_running_loop()
         late = loop.time() - expected
         if late > _TICK_S:
             logger.warning("the server's event loop was blocked for %.1f s; every client waited for it", late)
         self._revoke_old_leases()
-        self._replay.storage.trim()
+        self._replay.encoded.forget_what_is_gone()
+        if self._deepmind is not None:
+            self._deepmind.forget_what_is_gone()
+        self._trim(loop)
+        self._replay.memory.look_after()
+        self._budget.look_after()
+        if self._tls is not None:
+            self._tls.refresh()
+        if self.access is not None:
+            self.access.refresh()
         self._tick = loop.call_later(_TICK_S, self._look_after, loop.time() + _TICK_S)
+
+    def _trim(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Give freed memory back, a few milliseconds' work at a time."""
+        if self._replay.storage.trim() and not self._closed:
+            loop.call_later(_TRIM_AGAIN_S, self._trim, loop)
+
+    def _transport_status(self) -> TransportStatus:
+        return TransportStatus(
+            connections=sum(listening.num_connections for listening in self._listening),
+            received_bytes=self._budget.held,
+            cached_bytes=0 if self._deepmind is None else self._deepmind.cached_bytes,
+        )
 
     def _revoke_old_leases(self) -> None:
         if self._service.leases.expire():
             asyncio.get_running_loop().call_soon(self._revoke_old_leases)
-
-
-async def _listen(server: ReplayServer, host: str, port: int) -> None:
-    try:
-        await server.start(host, port)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise InvalidArgument(
-                f"port {port} of {host} is taken by another process: stop that one, choose another port, "
-                f"or let port=0 pick a free one"
-            ) from error
-        raise InvalidArgument(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-
-
-async def _listen_unix(server: ReplayServer, path: str) -> None:
-    _make_way(path)
-    try:
-        await server.start(path=path)
-    except OSError as error:
-        raise InvalidArgument(f"cannot listen on {path}: {error.strerror or error}") from error
-
-
-def _make_way(path: str) -> None:
-    """Remove the socket file that a killed server left behind; refuse anything else in its place."""
-    if not hasattr(socket, "AF_UNIX"):
-        raise InvalidArgument("this platform has no Unix sockets: use TCP")
-    if not os.path.exists(path):
-        return
-    if not stat.S_ISSOCK(os.stat(path).st_mode):
-        raise InvalidArgument(f"{path} exists and is not a socket: choose another path")
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1.0)
-        if probe.connect_ex(path) == 0:
-            raise InvalidArgument(f"another server listens on {path}: stop it, or choose another path")
-    os.unlink(path)

@@ -11,19 +11,21 @@ from numpy.typing import NDArray
 from reverb_async.core.item import ItemBlock, ItemLayout, Leaf
 from reverb_async.core.runs import Runs
 from reverb_async.core.storage import RowStore
-from reverb_async.errors import InvalidArgument, ReplayError, TableClosed, Unavailable
+from reverb_async.errors import InvalidArgument, ReplayError, ResourceExhausted, TableClosed, Unavailable
 from reverb_async.protocol.inserting import (
+    Column,
     InsertRequestReader,
     InsertResponse,
     Items,
     Layout,
     Refusal,
+    StepsHeader,
 )
 from reverb_async.protocol.message import Duplex, Message
 from reverb_async.protocol.rows import RecordFormat, RowBlock
 from reverb_async.replay import Replay
 from reverb_async.service.row_intake import MAX_STEP_ROWS, Arrival, RowIntake
-from reverb_async.service.step_rows import MAX_COPY_BYTES, StepRows
+from reverb_async.service.step_rows import MAX_COPY_BYTES, OpenBytes, StepRows
 from reverb_async.service.tasks import first_error
 from reverb_async.service.waiting_items import WaitingItems, acceptable
 from reverb_async.sessions import Session
@@ -63,6 +65,9 @@ class InsertStream:
         self._row_stores: set[RowStore] = set()
         self._waiting: dict[int, WaitingItems] = {}
         self._num_waiting = 0
+        self._waiting_bytes = 0
+        self._memory = replay.memory
+        self._open_bytes = OpenBytes(replay.limits.client_bytes)
         self._outbox = InsertResponse()
         self._something_to_send = asyncio.Event()
         self._is_working = False
@@ -74,6 +79,7 @@ class InsertStream:
         self._task: asyncio.Task[None] | None = None
         self._client_ended = False
         self._superseded = False
+        self._table_closed: TableClosed | None = None
         self._ended = asyncio.Event()
         self._session: Session
         self._tasks: asyncio.TaskGroup
@@ -108,6 +114,8 @@ class InsertStream:
                     items.task.cancel()
                 self._client_ended = True
                 self._something_to_send.set()
+            if self._table_closed is not None:
+                raise self._table_closed
         except (asyncio.CancelledError, BaseExceptionGroup) as error:
             if self._superseded and self._task is not None and self._task.uncancel() == 0:
                 raise Unavailable("its session was opened on another stream") from None
@@ -132,12 +140,13 @@ class InsertStream:
         session = self._session
         self._outbox.applied_through = session.applied_through
         self._outbox.applied = session.beyond()
+        self._outbox.epoch = self._replay.epoch
         self._outbox.refused = list(session.refusals)
         self._next_seq = session.applied_through + 1
 
     def _take(self, message: Message) -> bool:
         """Work off a short message while the next one is waited for; False if it has to wait its turn."""
-        if self._rows is not None or self._is_crowded():
+        if self._rows is not None or self._is_crowded() or self._memory.used > self._memory.stage_below:
             return False
         self._is_working = True
         request = InsertRequestReader(message)
@@ -160,27 +169,61 @@ class InsertStream:
     async def _work_off(self, request: InsertRequestReader) -> None:
         """Do what a message asks for."""
         self._declare_all(request)
+        read: list[tuple[StepsHeader, StepRows, list[Column]]] = []
         for steps in request.steps():
             rows = self._group(steps.group)
-            columns = rows.read(request.buffers, steps.count)
+            read.append((steps, rows, rows.read(request.buffers, steps.count)))
+        items, records = request.items(), request.rows()
+        if self._memory.used + request.nbytes > self._memory.stage_below:
+            items, records = await self._wait_for_memory(request.nbytes, items, records)
+        for steps, rows, columns in read:
             if sum(column.nbytes for column in columns if isinstance(column, np.ndarray)) > MAX_COPY_BYTES:
                 await rows.add_long(steps.first, steps.count, columns)
             elif steps.count:
                 rows.add(steps.first, steps.count, columns)
-        await self._take_blocks(request.items(), request.rows())
+        await self._take_blocks(items, records)
         self._let_go(request)
+
+    async def _wait_for_memory(
+        self, nbytes: int, items: list[Items], rows: list[RowBlock]
+    ) -> tuple[list[Items], list[RowBlock]]:
+        """Wait until a message's bytes may be stored; return its items and rows whose time is not up then."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        self._is_working = False  # What waits in the tables' queues may get in meanwhile.
+        while True:
+            timeouts = [block.timeout for block in _in_order(items, rows) if block.timeout is not None]
+            deadline = Deadline(began + min(timeouts) - loop.time() if timeouts else None)
+            held = self._open_bytes.used + self._waiting_bytes
+            try:
+                await self._memory.wait(held, nbytes, deadline=deadline, notice=self._tell)
+            except TimeoutError:
+                waited = loop.time() - began
+                for block in _in_order(items, rows):
+                    if block.timeout is not None and block.timeout <= waited:
+                        self._session.check_new(block.seq, _count(block))
+                        names = ", ".join(map(repr, block.tables))
+                        error = ResourceExhausted(f"an insert into {names} {self._memory.refusal()}")
+                        self.refuse(block.seq, _count(block), error)
+                items = [block for block in items if block.timeout is None or block.timeout > waited]
+                rows = [block for block in rows if block.timeout is None or block.timeout > waited]
+            else:
+                self._is_working = True
+                return items, rows
 
     def _declare_all(self, request: InsertRequestReader) -> None:
         for group in request.groups():
             if group.id in self._groups or len(self._groups) >= MAX_DECLARATIONS:
                 raise InvalidArgument(f"group {group.id} is declared twice, or is one of more than {MAX_DECLARATIONS}")
-            self._groups[group.id] = StepRows(self._replay.storage.group(group.columns))
+            self._groups[group.id] = StepRows(self._replay.storage.group(group.columns), self._open_bytes)
         for layout in request.layouts():
             self._declare(layout)
 
     def _let_go(self, request: InsertRequestReader) -> None:
         for group_id, step in request.release():
             self._group(group_id).release(step)
+        if self._open_bytes.used > self._open_bytes.limit:
+            self._open_bytes.check()
         for seq in request.cancel():
             if seq in self._waiting:
                 self._waiting[seq].deadline.expire()
@@ -213,7 +256,7 @@ class InsertStream:
             return
         taken = 0
         for block in _in_order(items, rows):
-            count = block.count if isinstance(block, RowBlock) else block.keys.shape[1]
+            count = _count(block)
             if taken and taken + count > MAX_STEP_ROWS:
                 await self._answer()
                 await asyncio.sleep(0)
@@ -358,13 +401,17 @@ class InsertStream:
 
     def _insert(self, tables: Sequence[Table], blocks: list[ItemBlock], seq: int, timeout: float | None) -> None:
         """Insert what is admitted at once; the rest waits in a task of its own."""
+        for block in blocks:  # What waits shall not keep the whole message.
+            block.keys, block.priorities = block.keys.copy(), block.priorities.copy()
         items = WaitingItems(self, seq, blocks[0], Deadline(timeout))
-        insertion = RowInsertion(tables, blocks, items.admitted)
+        insertion = RowInsertion(tables, blocks, items.admitted, self._duplex.peer)
         if insertion.try_now():
             return
         items.pin()
         self._waiting[seq] = items
         self._num_waiting += len(items.block)
+        nbytes = int(items.block.nbytes.sum())
+        self._waiting_bytes += nbytes
         items.task = self._tasks.create_task(self._insert_later(insertion, items))
 
         def done(_: asyncio.Task[None]) -> None:
@@ -372,6 +419,7 @@ class InsertStream:
             items.unpin()
             del self._waiting[seq]
             self._num_waiting -= len(items.block)
+            self._waiting_bytes -= nbytes
             self._room.set()
 
         items.task.add_done_callback(done)
@@ -385,9 +433,12 @@ class InsertStream:
     def refuse(self, seq: int, count: int, error: ReplayError) -> None:
         """Note that items never will be in.
 
-        When the table is closed the stream, too, is about to end: its writer may bring them to the next server.
+        When the table is closed nothing is said of them: the stream ends, once all else is said, with that error, and
+        its writer may bring them to the next server.
         """
         if isinstance(error, TableClosed):
+            self._table_closed = error
+            self._duplex.finish_reading()
             return
         refusal = Refusal(seq, count, error.to_map())
         self._session.refuse(refusal)
@@ -452,13 +503,20 @@ class InsertStream:
         """Stop reading while too many items wait, or the client does not take its answers."""
         while self._is_crowded():
             self._room.clear()
+            if self._memory.is_full:  # The stream may hold more when it is not.
+                self._memory.call_when_less(self._room.set)
             await self._room.wait()
 
     def _is_crowded(self) -> bool:
         return (
             self._num_waiting > MAX_WAITING_ITEMS
+            or (self._waiting_bytes and self._waits_with_too_much())
             or len(self._outbox.acks) + len(self._outbox.refused) > MAX_DECLARATIONS
         )
+
+    def _waits_with_too_much(self) -> bool:
+        memory = self._memory
+        return self._waiting_bytes > (memory.share if memory.is_full else self._open_bytes.limit)
 
     def _close_groups(self) -> None:
         """Let go of all steps, in slices when there are many."""
@@ -477,6 +535,10 @@ class InsertStream:
                 groups.pop()
 
         next_slice()
+
+
+def _count(block: Items | RowBlock) -> int:
+    return block.count if isinstance(block, RowBlock) else block.keys.shape[1]
 
 
 async def _fail(error: BaseException) -> None:

@@ -11,11 +11,12 @@ import numpy as np
 from reverb_async.core.buffer_pool import BufferPool
 from reverb_async.core.draw import Draw
 from reverb_async.core.encoded import DamagedChunks
-from reverb_async.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted
+from reverb_async.errors import DeadlineExceeded, InvalidArgument, PermissionDenied, ResourceExhausted
 from reverb_async.protocol.lending import Returned
 from reverb_async.protocol.message import Duplex, Message
 from reverb_async.protocol.sampling import SampleRequest, SampleResponse, Subscription
 from reverb_async.replay import Replay
+from reverb_async.security.grants import denial
 from reverb_async.service.leases import Leases
 from reverb_async.service.lender import Lender
 from reverb_async.service.sample_answers import MAX_INLINE_GATHER_BYTES, Drawn, Gathering, SampleAnswers
@@ -51,6 +52,7 @@ class SampleStream:
         self._pool = BufferPool() if pool is None else pool
         self._lender = Lender(Leases() if leases is None else leases)
         self._duplex = duplex
+        self._may_not_update = denial("write", "update_priorities")
         self._credits = 0
         self._asked = asyncio.Event()
         self._unconsumed: deque[tuple[int, Draw]] = deque()
@@ -103,6 +105,8 @@ class SampleStream:
     def _work_off(self, request: SampleRequest) -> None:
         """Do what one message asks for, in one step: updates before anything that is drawn later."""
         if request.keys is not None and request.priorities is not None:
+            if self._may_not_update is not None:
+                raise PermissionDenied(self._may_not_update)
             self._table.mutate(request.keys, request.priorities, np.zeros(0, np.uint64))
         if request.returned is not None:
             for seq in self._lender.heed(Returned.from_wire(request.returned)):
@@ -262,7 +266,11 @@ class SampleStream:
         self._deadline = Deadline(0 if self._seq <= self._withdrawn else None)
         try:
             draw = await self._table.sample(
-                self._wanted.batch_size, deadline=self._deadline, partial=self._wanted.partial, notice=tell
+                self._wanted.batch_size,
+                deadline=self._deadline,
+                partial=self._wanted.partial,
+                notice=tell,
+                peer=self._duplex.peer,
             )
         finally:
             self._deadline = None
@@ -270,5 +278,10 @@ class SampleStream:
         return Drawn(self._seq, 1, draw, self._table.plan(draw))
 
     async def _send(self, message: Message) -> None:
+        memory, nbytes = self._replay.memory, message.nbytes
         async with self._sending:
-            await self._duplex.send(message)
+            memory.used += nbytes
+            try:
+                await self._duplex.send(message)
+            finally:
+                memory.give_back(nbytes)

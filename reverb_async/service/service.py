@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reverb_async.core.buffer_pool import BufferPool
 from reverb_async.core.draw import MutateResult
-from reverb_async.core.info import TableInfo
+from reverb_async.core.info import ServerStatus, TableInfo
 from reverb_async.errors import CheckpointError, InvalidArgument
 from reverb_async.protocol import lending
 from reverb_async.protocol.hello import PROTOCOL_VERSION, Hello
@@ -26,6 +27,21 @@ from reverb_async.service.update_stream import serve_updates
 FEATURES = ("sessions", "credits", "parts")
 
 
+@dataclass(frozen=True, slots=True)
+class TransportStatus:
+    """What a server's transports know of its status.
+
+    Attributes:
+        connections: peers connected.
+        received_bytes: messages that are being received.
+        cached_bytes: items kept encoded.
+    """
+
+    connections: int = 0
+    received_bytes: int = 0
+    cached_bytes: int = 0
+
+
 class ReplayService:
     """Serves one `Replay`. Every method raises `ReplayError`s only, as far as the client is concerned."""
 
@@ -36,9 +52,12 @@ class ReplayService:
         self._intake = RowIntake(replay)
         # Of a stream's batches one is gathered, others wait for the transport to pass them on. Streams share them: most
         # rest most of the time.
-        self._pool = BufferPool(max_buffers=32, max_bytes=256 << 20)
+        self._pool = BufferPool(max_buffers=32, max_bytes=replay.limits.pooled_bytes)
         self._num_samplers = 0
         self._max_message_bytes = max_message_bytes
+        self._started_at = time.monotonic()
+        self.transport_status: Callable[[], TransportStatus] = TransportStatus
+        """Tells what the transports know; set by the server."""
         self.save: Callable[[], Awaitable[str]] | None = None
         """Writes a checkpoint, if there is a checkpointer."""
         self.closing = False
@@ -102,6 +121,26 @@ class ReplayService:
         """Describe all tables."""
         rows = self.replay.storage.usage().live_rows
         return [replace(table.info, stored_rows=rows) for table in self.replay.tables.values()]
+
+    def server_status(self) -> ServerStatus:
+        """Describe the server itself."""
+        replay, transport = self.replay, self.transport_status()
+        cached = replay.encoded.tensors.nbytes + transport.cached_bytes
+        return ServerStatus(
+            epoch=replay.epoch,
+            uptime=time.monotonic() - self._started_at,
+            memory_used=replay.memory.used + transport.received_bytes + cached,
+            memory_limit=replay.limits.max_bytes or 0,
+            stored_bytes=replay.memory.used,
+            staged_rows=replay.storage.usage().staged_rows,
+            received_bytes=transport.received_bytes,
+            cached_bytes=cached,
+            num_refused=replay.memory.num_refused,
+            connections=transport.connections,
+            max_connections=replay.limits.max_connections,
+            writers=replay.memory.num_writers,
+            alarms=tuple(replay.alarms),
+        )
 
     async def checkpoint(self) -> str:
         """Have everything written to disk; return where."""

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from reverb_async.core.runs import Rows, Runs, find_runs, join
 from reverb_async.core.spec import check_values
 from reverb_async.core.storage import RowCursor, RowStore
+from reverb_async.core.variable import VariableRows
 from reverb_async.errors import InvalidArgument, ResourceExhausted
+from reverb_async.limits import in_words
 from reverb_async.protocol.inserting import Column, Segments, take_column
 from reverb_async.protocol.message import BufferReader
 
@@ -21,9 +23,6 @@ MAX_OPEN_STEPS = 1 << 22
 MAX_GAP_STEPS = 1 << 17
 """Steps whose numbers a client may skip because no item shows them."""
 
-MAX_OPEN_BYTES = 1 << 30
-"""Bytes of rows a client may keep nameable in one group."""
-
 MAX_ITEM_ROWS = 1 << 22
 """Rows that the items of one block may show in one view, all together."""
 
@@ -32,11 +31,43 @@ MAX_COPY_BYTES = 4 << 20
 """Longer copies are made in slices, between which others have their turn."""
 
 
-class StepRows:
-    """The steps of one column group that the client can still name; holds a pin on each of their rows."""
+class OpenBytes:
+    """What the steps take that one stream can still name, in all its groups.
 
-    def __init__(self, store: RowStore) -> None:
+    Args:
+        limit: what they may.
+
+    Attributes:
+        used: what they do.
+    """
+
+    __slots__ = ("limit", "used")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+
+    def check(self) -> None:
+        """Raise `ResourceExhausted` if they are too many."""
+        if self.used > self.limit:
+            raise ResourceExhausted(
+                f"the steps that a writer may still name have {in_words(self.used)} on the server, more than "
+                f"max_client_bytes={in_words(self.limit)}: keep fewer steps in its history, or smaller ones"
+            )
+
+
+class StepRows:
+    """The steps of one column group that the client can still name; holds a pin on each of their rows.
+
+    Args:
+        store: where they go.
+        open_bytes: the stream's; without it there is no limit.
+    """
+
+    def __init__(self, store: RowStore, open_bytes: OpenBytes | None = None) -> None:
         self.store = store
+        self._open_bytes = open_bytes or OpenBytes(1 << 62)
+        self._nbytes = 0
         self._cursor = RowCursor(store)
         self._base = 0
         self._end = 0
@@ -79,6 +110,14 @@ class StepRows:
             self._write(rows, columns)
         places[:] = rows
         self._end = max(self._end, first + count)
+        self._count_bytes(count, columns)
+
+    def _count_bytes(self, count: int, columns: list[Column]) -> None:
+        nbytes = count * self.store.width
+        if not self.is_fixed:
+            nbytes += sum([column.data.nbytes for column in columns if isinstance(column, VariableRows)])
+        self._nbytes += nbytes
+        self._open_bytes.used += nbytes
 
     def _write(self, rows: Rows, columns: list[Column]) -> None:
         try:
@@ -103,6 +142,7 @@ class StepRows:
             raise
         places[:] = rows
         self._end = max(self._end, first + count)
+        self._count_bytes(count, columns)
 
     async def _copy(self, number: int, rows: Rows, column: NDArray[np.generic]) -> None:
         values = column.reshape(-1)
@@ -126,10 +166,9 @@ class StepRows:
             raise InvalidArgument(
                 f"step {first} is {first - self._end} beyond the group's last: numbers may skip {MAX_GAP_STEPS} at most"
             )
-        if stop - self._base > MAX_OPEN_STEPS or (stop - self._base) * self.store.row_bytes > MAX_OPEN_BYTES:
+        if stop - self._base > MAX_OPEN_STEPS:
             raise ResourceExhausted(
-                f"{stop - self._base} steps of {self.store.row_bytes} bytes are kept nameable at once; "
-                f"release some: at most {MAX_OPEN_STEPS} steps and {MAX_OPEN_BYTES} bytes"
+                f"{stop - self._base} steps are kept nameable at once; release some: at most {MAX_OPEN_STEPS}"
             )
         self._make_room(stop)
         places = self._rows[first - self._base : stop - self._base]
@@ -214,6 +253,9 @@ class StepRows:
         rows = self._rows[:count]
         self.store.unpin(rows[rows >= 0])
         kept = self._end - self._base - count
+        nbytes = self._nbytes * count // (count + kept)  # as if all steps were of one size
+        self._nbytes -= nbytes
+        self._open_bytes.used -= nbytes
         self._rows[:kept] = self._rows[count : count + kept]
         self._rows[kept : kept + count] = -1
         self._base += count

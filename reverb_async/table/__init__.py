@@ -9,6 +9,7 @@ synchronous step.
 """
 
 from reverb_async.table.insertion import RowInsertion, insert_now
+from reverb_async.table.memory import Memory
 from reverb_async.table.table import Table
 
-__all__ = ["RowInsertion", "Table", "insert_now"]
+__all__ = ["Memory", "RowInsertion", "Table", "insert_now"]

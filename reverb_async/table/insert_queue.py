@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterator
 from typing import Protocol
+
+from reverb_async.errors import ResourceExhausted
+from reverb_async.logs import Repeats
+from reverb_async.waiting import first_peers
+
+logger = logging.getLogger("reverb_async")
 
 MAX_SERVED = 64
 MAX_SERVED_ROWS = 4096
@@ -13,7 +20,20 @@ MAX_SERVED_ROWS = 4096
 
 
 class Waiting(Protocol):
-    """Rows that wait."""
+    """Rows that wait.
+
+    Attributes:
+        since: since when, on the event loop's clock.
+    """
+
+    since: float
+
+    def give_up(self, error: ResourceExhausted) -> None:
+        """End the wait with an error."""
+
+    @property
+    def peer(self) -> str:
+        """Where they come from."""
 
     def serve(self) -> int:
         """Insert what the tables admit now, and leave the queues if that is all; called when at the head of one.
@@ -24,9 +44,14 @@ class Waiting(Protocol):
 
 
 class InsertQueue:
-    """Inserts in the order of their coming. Nobody overtakes; a change serves all whom it admits in one step."""
+    """Inserts in the order of their coming. Nobody overtakes; a change serves all whom it admits in one step.
+
+    Attributes:
+        repeats: for warnings of long waits.
+    """
 
     def __init__(self) -> None:
+        self.repeats = Repeats(logger)
         self._since: dict[Waiting, float] = {}
         self._is_due = False
 
@@ -40,6 +65,11 @@ class InsertQueue:
     def oldest(self) -> float:
         """When the longest wait began, in seconds since the epoch."""
         return next(iter(self._since.values()))
+
+    @property
+    def peers(self) -> tuple[str, ...]:
+        """Where the first few come from."""
+        return first_peers(waiting.peer for waiting in self._since)
 
     @property
     def head(self) -> Waiting | None:

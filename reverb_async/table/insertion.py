@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 
 from reverb_async.core.item import ItemBlock
-from reverb_async.errors import RateLimiterTimeout, ReplayError
+from reverb_async.errors import RateLimiterTimeout, ReplayError, ResourceExhausted
 from reverb_async.table.insert_queue import MAX_SERVED, MAX_SERVED_ROWS
 from reverb_async.table.table import Notice, Table
 from reverb_async.waiting import Deadline, make_condition, reported
@@ -43,9 +43,22 @@ class RowInsertion:
         tables: distinct tables.
         blocks: one block of checked items per table, all of the same length; row `i` is item `i` of each.
         admitted: called with a number of rows, in the very step that inserted them.
+        peer: where they come from.
+
+    Attributes:
+        since: when the wait began, on the event loop's clock.
     """
 
-    def __init__(self, tables: Sequence[Table], blocks: Sequence[ItemBlock], admitted: Callable[[int], None]) -> None:
+    since = 0.0
+
+    def __init__(
+        self,
+        tables: Sequence[Table],
+        blocks: Sequence[ItemBlock],
+        admitted: Callable[[int], None],
+        peer: str = "",
+    ) -> None:
+        self.peer = peer
         self._tables = tables
         self._blocks = blocks
         self._admitted = admitted
@@ -70,6 +83,7 @@ class RowInsertion:
         if not self.remaining:
             return True
         self._changed = make_condition()
+        self.since = asyncio.get_running_loop().time()
         for table in self._tables:
             table.inserters.join(self)
         self._tables[0].inserters.wake()  # `max_insert`, not a rate limiter, may have ended the first step.
@@ -99,26 +113,37 @@ class RowInsertion:
 
         Raises:
             RateLimiterTimeout: the deadline passed first.
+            ResourceExhausted: the deadline passed first, or `give_up` was called, because memory is full.
             TableClosed: a table was closed.
         """
         try:
-            with reported(self._refusal, notice):
+            with reported(self._refusal, notice, crowd=self._tables[0].inserters):
                 async with deadline:
                     while not self._is_over:
                         deadline.check()
                         await self._changed.wait()
         except TimeoutError:
             if self.remaining and self._error is None:
-                raise RateLimiterTimeout(self._refusal()) from None
+                kind = ResourceExhausted if self._blocking().state.waits_for_memory else RateLimiterTimeout
+                raise kind(self._refusal()) from None
         finally:
             self.leave()
         if self._error is not None:
-            raise self._error
+            error, self._error = self._error, None
+            try:
+                raise error
+            finally:
+                del error  # It refers to this frame.
 
     def leave(self) -> None:
         """Give up the place in the queues. Idempotent."""
         for table in self._tables:
             table.inserters.leave(self)
+
+    def give_up(self, error: ResourceExhausted) -> None:
+        """End the wait with an error, which is about memory."""
+        if not self._is_over:
+            self._finish(ResourceExhausted(f"table {self._blocking().name!r} {error}"))
 
     def _finish(self, error: BaseException | None) -> None:
         self._error = error

@@ -45,8 +45,9 @@ class Table:
         remover: picks items to evict.
         rate_limiter: admits inserts and samples.
         max_times_sampled: an item leaves the table with its n-th sample; 0 means never.
-        max_bytes: evict also while the rows shown by all items have more bytes than this; rows shared by items count
-            for each.
+        max_bytes: evict also while the rows that all items show, the newest one included, have more bytes than this;
+            what several items show counts for each of them, at its decoded size. A larger item is refused. What a
+            server takes in memory is bounded by `Limits`.
         signature: a nest of `ArraySpec` that sampled data must match; None takes anything.
         seed: makes the draws reproducible.
 
@@ -151,6 +152,30 @@ class Table:
             max_bytes=config["max_bytes"],
             rng=np.random.default_rng(config["seed"]),
         )
+
+    def adopt(
+        self, state: TableState, saved: Mapping[str, Any], *, resume: bool, unsaved: NDArray[np.int64] | None
+    ) -> None:
+        """Take a state that was restored, which nobody uses yet.
+
+        Args:
+            state: from `new_state`, filled.
+            saved: the definition it had when it was saved.
+            resume: note what changes from here on, for the next cut.
+            unsaved: see `TableImage.unsaved`.
+        """
+        mine = self.definition
+        if resume:  # unless the items have other places now
+            is_same = all(mine[name] == saved[name] for name in ("name", "sampler", "remover"))
+            state.watch(is_saved=is_same and unsaved is not None)
+            if unsaved is not None:
+                state.note_unsaved(unsaved)
+        state.settle_restored(make_room=any(mine[name] != saved[name] for name in ("max_size", "max_bytes")))
+        state.listeners = self.state.listeners
+        state.count_in(self.state.memory)
+        self.state = state
+        live = state.live_slots()
+        self._last_insert = float(state.slots.inserted_at[live].max()) if len(live) else 0.0
 
     @property
     def definition(self) -> dict[str, Any]:
@@ -260,8 +285,12 @@ class Table:
         """Say why the next insert is not admitted."""
         reason = self.state.limiter.insert_refusal(1)
         if not reason:
-            full = not self.state.slots.num_free
-            reason = "waits for samplers to acknowledge items" if full else "serves inserts that came earlier"
+            if not self.state.slots.num_free:
+                reason = "waits for samplers to acknowledge items"
+            elif self.state.waits_for_memory:
+                return f"table {self.name!r} {self.state.memory.refusal()}"
+            else:
+                reason = "serves inserts that came earlier"
         return f"table {self.name!r} {reason}; {_connected(self.num_samplers, 'sampler')}"
 
     def raise_if_closed(self) -> None:
@@ -295,6 +324,7 @@ class Table:
         partial: bool = False,
         any_number: bool = False,
         notice: Notice | None = None,
+        peer: str = "",
     ) -> Draw:
         """Draw `n` items, waiting for the rate limiter.
 
@@ -316,7 +346,7 @@ class Table:
         self.raise_if_closed()
         request = SampleRequest(self.state, n, any_number=any_number)
         if len(self._samplers) or not request.fill():
-            await self._wait_for_samples(request, deadline or Deadline(None), partial, notice)
+            await self._wait_for_samples(request, deadline or Deadline(None), partial, notice, peer)
         draw = request.draw()
         self.sampled.count(len(draw))
         self.inserters.wake()
@@ -351,13 +381,13 @@ class Table:
         return draw
 
     async def _wait_for_samples(
-        self, request: SampleRequest, deadline: Deadline, partial: bool, notice: Notice | None
+        self, request: SampleRequest, deadline: Deadline, partial: bool, notice: Notice | None, peer: str
     ) -> None:
         def refusal() -> str:
             return self._sample_refusal(request)
 
         try:
-            with self._samplers.standing(), reported(refusal, notice):
+            with self._samplers.standing(peer), reported(refusal, notice, crowd=self._samplers):
                 async with deadline:
                     if len(self._samplers) > 1:
                         deadline.check()
@@ -480,6 +510,7 @@ class Table:
                     reason=self.insert_refusal(),
                     since=self.inserters.oldest,
                     count=len(self.inserters),
+                    peers=self.inserters.peers,
                 )
             )
         if len(self._samplers):
@@ -489,6 +520,7 @@ class Table:
                     reason=self._sample_refusal(self._at_head or SampleRequest(state, 1)),
                     since=self._samplers.oldest,
                     count=len(self._samplers),
+                    peers=self._samplers.peers,
                 )
             )
         oldest, now = state.oldest_inserted_at(), time.time()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import grpclib.server
@@ -11,7 +11,7 @@ import grpclib.server
 from reverb_async.errors import Unavailable
 from reverb_async.protocol.message import Message
 from reverb_async.wire.codec import Body, decode, encode
-from reverb_async.wire.http2 import JOINED_BYTES, Call, ReplayChannel, abort_server_stream, transport_of
+from reverb_async.wire.http2 import JOINED_BYTES, Call, ReplayChannel, abort_server_stream, peer_name, transport_of
 from reverb_async.wire.parts import MAX_UNIT_BYTES, PART_BYTES, Assembler, split
 from reverb_async.wire.status import TRANSPORT_ERRORS, cause_of, from_grpc_error, status_as_errors
 
@@ -22,18 +22,25 @@ class _GrpcDuplex(abc.ABC):
     Args:
         peer: who is at the other end, for messages.
         assembler: puts messages that come in parts together.
+        part_bytes: longer messages are sent in parts.
     """
 
     _owned: bool
     """Whether received buffers are writable."""
 
-    def __init__(self, peer: str, assembler: Assembler) -> None:
+    def __init__(self, peer: str, assembler: Assembler, part_bytes: int = PART_BYTES) -> None:
         self._peer = peer
         self._assembler = assembler
+        self._part_bytes = part_bytes
         self._aborted = False
         self._take: Callable[[Message], bool] | None = None
         self._declined: tuple[Body, Message] | None = None
         self._failure: Exception | None = None
+
+    @property
+    def peer(self) -> str:
+        """Where the other end is."""
+        return self._peer
 
     async def send(self, message: Message) -> None:
         """Hand a message over; waits while the peer's window is full.
@@ -49,10 +56,10 @@ class _GrpcDuplex(abc.ABC):
             return
         self._check_open()
         try:
-            if message.nbytes <= PART_BYTES:
+            if message.nbytes <= self._part_bytes:
                 await self._send_part(message)
             else:
-                for part in split(message):
+                for part in split(message, self._part_bytes):
                     await self._send_part(part)
         except TRANSPORT_ERRORS as error:
             self._check_open()
@@ -102,7 +109,12 @@ class _GrpcDuplex(abc.ABC):
             message = declined[1] if declined is not None and known else decode(body, owned=self._owned)
             whole = self._assembler.feed(message)
             if whole is not None:
+                self._release_unit()
                 return whole
+            try:
+                await self._hold_unit(self._assembler.nbytes)
+            except TRANSPORT_ERRORS as error:
+                raise from_grpc_error(error, self._peer) from cause_of(error)
 
     def listen(self, take: Callable[[Message], bool]) -> None:
         """Offer short messages that come while `receive` waits to `take`; see `protocol.message.Duplex`."""
@@ -141,6 +153,14 @@ class _GrpcDuplex(abc.ABC):
         if self._aborted:
             raise Unavailable("the stream was aborted")
 
+    async def _hold_unit(self, nbytes: int) -> None:
+        """Wait for room for a message of which a part has come; a client's is its own."""
+        return
+
+    def _release_unit(self) -> None:
+        """Return that room."""
+        return
+
     @abc.abstractmethod
     def _try_send(self, message: Message) -> bool: ...
 
@@ -176,6 +196,12 @@ class GrpcServerDuplex(_GrpcDuplex):
         self._transport = transport_of(stream)
         super().__init__("the client", Assembler(max_unit_bytes, self._transport.connection.pool))
         self._stream = stream
+        self._peer_name = peer_name(stream.peer)
+
+    @property
+    def peer(self) -> str:
+        """Where the client is."""
+        return self._peer_name
 
     def _try_send(self, message: Message) -> bool:
         # The first message goes another way: it comes after the headers.
@@ -209,6 +235,12 @@ class GrpcServerDuplex(_GrpcDuplex):
     def _listen(self, take: Callable[[Body], bool]) -> None:
         self._transport.listen(take)
 
+    async def _hold_unit(self, nbytes: int) -> None:
+        await self._transport.hold_unit(nbytes)
+
+    def _release_unit(self) -> None:
+        self._transport.release_unit()
+
     async def _end(self) -> None:
         await self._stream.send_trailing_metadata()
 
@@ -223,12 +255,15 @@ class GrpcClientDuplex(_GrpcDuplex):
         call: an open call of a streaming method.
         address: the server's, for messages.
         max_unit_bytes: the longest message that may come in parts.
+        part_bytes: longer messages are sent in parts.
     """
 
     _owned = True
 
-    def __init__(self, call: Call, address: str, *, max_unit_bytes: int = MAX_UNIT_BYTES) -> None:
-        super().__init__(address, Assembler(max_unit_bytes, call.pool))
+    def __init__(
+        self, call: Call, address: str, *, max_unit_bytes: int = MAX_UNIT_BYTES, part_bytes: int = PART_BYTES
+    ) -> None:
+        super().__init__(address, Assembler(max_unit_bytes, call.pool), part_bytes)
         self._call = call
 
     def _try_send(self, message: Message) -> bool:
@@ -248,6 +283,9 @@ class GrpcClientDuplex(_GrpcDuplex):
     def _listen(self, take: Callable[[Body], bool]) -> None:
         self._call.listen(take)
 
+    def finish_reading(self) -> None:
+        """Do nothing: this is for the server's end."""
+
     async def _end(self) -> None:
         await self._call.end()
 
@@ -256,7 +294,13 @@ class GrpcClientDuplex(_GrpcDuplex):
 
 
 async def open_duplex(
-    channel: ReplayChannel, path: str, address: str, *, max_unit_bytes: int = MAX_UNIT_BYTES
+    channel: ReplayChannel,
+    path: str,
+    address: str,
+    *,
+    headers: Sequence[tuple[str, str]] = (),
+    max_unit_bytes: int = MAX_UNIT_BYTES,
+    part_bytes: int = PART_BYTES,
 ) -> GrpcClientDuplex:
     """Open a stream of method `path`, ``"/reverb_async.v1.Replay/Insert"`` say, at the server of `address`.
 
@@ -264,4 +308,5 @@ async def open_duplex(
         Unavailable: the server cannot be reached.
     """
     with status_as_errors(address):
-        return GrpcClientDuplex(await channel.open_call(path), address, max_unit_bytes=max_unit_bytes)
+        call = await channel.open_call(path, headers)
+        return GrpcClientDuplex(call, address, max_unit_bytes=max_unit_bytes, part_bytes=part_bytes)

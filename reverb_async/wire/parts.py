@@ -94,6 +94,11 @@ class Assembler:
         self._unit = None
         return unit.finish()
 
+    @property
+    def nbytes(self) -> int:
+        """Size of the message of which parts are missing."""
+        return 0 if self._unit is None else self._unit.nbytes
+
     def clear(self) -> None:
         """Forget a message that is incomplete."""
         self._unit = None
@@ -111,12 +116,15 @@ class _Unit:
         if len(sizes) > MAX_BUFFERS:
             raise InvalidArgument(f"{len(sizes)} buffers in one message exceed {MAX_BUFFERS}")
         if sum(sizes) > max_unit_bytes:
-            raise ResourceExhausted(f"a message of {sum(sizes)} bytes exceeds the limit of {max_unit_bytes}")
+            raise ResourceExhausted(
+                f"a message of {sum(sizes)} bytes exceeds the limit of {max_unit_bytes} (16 times max_message_bytes)"
+            )
         self.parts = parts
         self.next_part = 0
         self._header = whole_header
         starts = [0, *accumulate(size + -size % ALIGNMENT for size in sizes)]
-        memory = pool.take(starts[-1])
+        self.nbytes = starts[-1]
+        memory = pool.take(self.nbytes)
         self._buffers = [memory[start : start + size] for start, size in zip(starts, sizes, strict=False)]
         self._index = 0
         self._offset = 0

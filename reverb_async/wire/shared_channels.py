@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from weakref import WeakValueDictionary
 
+from reverb_async.security.tls import ClientTLS
 from reverb_async.wire.http2 import SILENCE_S, ReplayChannel
 
 Target = tuple[str | None, int | None, str | None]
@@ -35,17 +36,18 @@ class SharedChannel:
         return self._users > 0
 
 
-_channels: WeakValueDictionary[tuple[int, Target, float | None], SharedChannel] = WeakValueDictionary()
+_channels: WeakValueDictionary[tuple[int, Target, float | None, ClientTLS | None], SharedChannel] = (
+    WeakValueDictionary()
+)
 
 
-def shared_channel(target: Target, connect_timeout: float | None) -> SharedChannel:
+def shared_channel(target: Target, connect_timeout: float | None, tls: ClientTLS | None = None) -> SharedChannel:
     """Return the channel of the running event loop to a server, joined; it is made for the first who asks."""
     # A channel keeps its loop alive: while the channel lives no other loop has this id.
-    key = (id(asyncio.get_running_loop()), target, connect_timeout)
+    key = (id(asyncio.get_running_loop()), target, connect_timeout, tls)
     shared = _channels.get(key)
     if shared is None or not shared.is_used:
         host, port, path = target
-        shared = _channels[key] = SharedChannel(
-            ReplayChannel(host, port, path=path, connect_timeout=connect_timeout, silence_s=SILENCE_S)
-        )
+        channel = ReplayChannel(host, port, path=path, connect_timeout=connect_timeout, tls=tls, silence_s=SILENCE_S)
+        shared = _channels[key] = SharedChannel(channel)
     return shared.join()

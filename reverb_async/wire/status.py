@@ -6,6 +6,7 @@ A status has a code and a text; the rest of an error (`ReplayError.to_map`) trav
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -108,6 +109,13 @@ def from_grpc_error(error: Exception, address: str) -> ReplayError:
             return kind(f"{address}: {error.status.name}: {error.message or 'no message'}")
         return kind(error.message or f"{address}: {error.status.name}")
     cause = str(error) or type(error).__name__
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return PermissionDenied(
+            f"the certificate of {address} is not trusted: {error.verify_message}; ClientTLS(ca=) names who signed it, "
+            "server_name= the name in it"
+        )
+    if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
+        return Unavailable(f"{address} does not speak TLS, which Client(tls=) asks for: {cause}")
     if isinstance(error, TimeoutError) and error.errno is None:  # not a socket's: somebody's deadline
         return DeadlineExceeded(f"{address} did not answer in time")
     if isinstance(error, StreamTerminatedError | h2.exceptions.ProtocolError):

@@ -44,7 +44,13 @@ def table_info_to_proto(info: TableInfo) -> v1.TableInfo:
         ),
         signature=b"" if signature is None else pack_map({"signature": signature.to_wire()}),
         waiters=[
-            v1.Waiter(kind=waiter.kind, reason=waiter.reason, since=waiter.since, count=waiter.count)
+            v1.Waiter(
+                kind=waiter.kind,
+                reason=waiter.reason,
+                since=waiter.since,
+                count=waiter.count,
+                peers=list(waiter.peers),
+            )
             for waiter in info.waiters
         ],
     )
@@ -73,7 +79,13 @@ def table_info_from_proto(message: v1.TableInfo) -> TableInfo:
         if message.signature
         else None,
         waiters=tuple(
-            WaiterInfo(kind=waiter.kind, reason=waiter.reason, since=waiter.since, count=waiter.count)
+            WaiterInfo(
+                kind=waiter.kind,
+                reason=waiter.reason,
+                since=waiter.since,
+                count=waiter.count,
+                peers=tuple(waiter.peers),
+            )
             for waiter in message.waiters
         ),
     )

@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 from weakref import WeakSet
 
-from reverb_async.core.info import TableInfo
+from reverb_async.core.info import ServerStatus, TableInfo
 from reverb_async.errors import Closed, InvalidArgument, Unavailable
 from reverb_async.protocol.hello import PROTOCOL_VERSION, Hello
 from reverb_async.protocol.message import Duplex
+from reverb_async.security import Credentials
 from reverb_async.wire.duplex import GrpcClientDuplex, open_duplex
 from reverb_async.wire.generated.reverb_async import v1
 from reverb_async.wire.http2 import SILENCE_S, ReplayChannel
 from reverb_async.wire.memory_offer import memory_offer_from_proto
+from reverb_async.wire.parts import PART_BYTES
+from reverb_async.wire.server_status import status_from_proto
 from reverb_async.wire.shared_channels import SharedChannel, shared_channel
 from reverb_async.wire.status import status_as_errors
 from reverb_async.wire.table_info import table_info_from_proto
@@ -21,6 +24,8 @@ from reverb_async.wire.table_info import table_info_from_proto
 SERVICE = "reverb_async.v1.Replay"
 
 StreamKind = Literal["insert", "sample", "update"]
+
+_NO_CREDENTIALS = Credentials()
 
 
 class GrpcTransport:
@@ -33,29 +38,36 @@ class GrpcTransport:
     Args:
         address: ``"host:port"`` or ``"unix:///path"``.
         connect_timeout: seconds until an attempt to connect is given up.
+        credentials: how connections are encrypted and calls signed.
 
     Raises:
         InvalidArgument: `address` is neither.
 
     Attributes:
         address: the server's, as given.
-        name: ``"tcp"`` or ``"unix"``.
+        name: ``"tcp"``, ``"tls"`` or ``"unix"``.
     """
 
-    def __init__(self, address: str, connect_timeout: float | None = None) -> None:
+    def __init__(
+        self, address: str, connect_timeout: float | None = None, credentials: Credentials = _NO_CREDENTIALS
+    ) -> None:
         self.address = address
-        self.name = "unix" if address.startswith("unix:") else "tcp"
+        self.name = "unix" if address.startswith("unix:") else "tcp" if credentials.tls is None else "tls"
         self._target = parse_address(address)
         self._connect_timeout = connect_timeout
+        self._credentials = credentials
         self._channels: dict[str, ReplayChannel] = {}
         self._inserting: SharedChannel | None = None
         self._insert_streams: WeakSet[GrpcClientDuplex] = WeakSet()
+        self._part_bytes = PART_BYTES
         self._closed = False
 
     async def hello(self, *, features: Sequence[str] = (), client_name: str = "") -> Hello:
         """Introduce this client; every call grants it a new block of keys."""
         request = v1.HelloRequest(protocol_version=PROTOCOL_VERSION, features=list(features), client_name=client_name)
         answer = await self._call("Hello", request, v1.HelloResponse)
+        if answer.max_message_bytes:  # A part has a header, too.
+            self._part_bytes = min(PART_BYTES, answer.max_message_bytes // 2)
         return Hello(
             protocol_version=answer.protocol_version,
             features=tuple(answer.features),
@@ -72,13 +84,16 @@ class GrpcTransport:
             Unavailable: the server cannot be reached.
         """
         assert kind in get_args(StreamKind), kind
-        path = f"/{SERVICE}/{kind.title()}"
+        path, headers = f"/{SERVICE}/{kind.title()}", self._credentials.headers()
         if kind != "insert":
-            return await open_duplex(self._channel("control" if kind == "update" else kind), path, self.address)
+            channel = self._channel("control" if kind == "update" else kind)
+            return await open_duplex(channel, path, self.address, headers=headers, part_bytes=self._part_bytes)
         self._check_open()
         if self._inserting is None:
-            self._inserting = shared_channel(self._target, self._connect_timeout)
-        stream = await open_duplex(self._inserting.channel, path, self.address)
+            self._inserting = shared_channel(self._target, self._connect_timeout, self._credentials.tls)
+        stream = await open_duplex(
+            self._inserting.channel, path, self.address, headers=headers, part_bytes=self._part_bytes
+        )
         if self._closed:
             stream.abort()
             self._check_open()
@@ -107,6 +122,10 @@ class GrpcTransport:
         answer = await self._call("ServerInfo", v1.ServerInfoRequest(), v1.ServerInfoResponse)
         return [table_info_from_proto(table) for table in answer.tables]
 
+    async def server_status(self) -> ServerStatus:
+        """Describe the server itself."""
+        return status_from_proto(await self._call("ServerStatus", v1.ServerStatusRequest(), v1.ServerStatusResponse))
+
     async def checkpoint(self) -> str:
         """Write a checkpoint; return its path on the server."""
         answer = await self._call("Checkpoint", v1.CheckpointRequest(), v1.CheckpointResponse)
@@ -133,7 +152,7 @@ class GrpcTransport:
         """
         channel = self._channel("control")
         with status_as_errors(self.address):
-            call = await channel.open_call(f"/{SERVICE}/{method}")
+            call = await channel.open_call(f"/{SERVICE}/{method}", self._credentials.headers())
             try:
                 await call.send(request, type(request), end=True)
                 answer = await call.receive(answer_type)
@@ -155,7 +174,12 @@ class GrpcTransport:
         if name not in self._channels:
             host, port, path = self._target
             self._channels[name] = ReplayChannel(
-                host, port, path=path, connect_timeout=self._connect_timeout, silence_s=SILENCE_S
+                host,
+                port,
+                path=path,
+                connect_timeout=self._connect_timeout,
+                tls=self._credentials.tls,
+                silence_s=SILENCE_S,
             )
         return self._channels[name]
 

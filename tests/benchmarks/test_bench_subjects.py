@@ -42,6 +42,13 @@ TARGETS = {
     "growth-uniform": 2,
     "growth-prioritized": 3,
     "info-latency": 50,
+    "checkpoint-write": 0.2,
+    "checkpoint-pause": 20,
+    "checkpoint-increment": 0.05,
+    "recovery": 3,
+    "cuts-insert": 60,
+    "cuts-insert-batch": 60,
+    "cuts-writer": 60,
 }
 RATIOS = {
     "sample-uniform": 24,

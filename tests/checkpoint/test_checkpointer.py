@@ -60,6 +60,15 @@ async def test_a_restarted_server_holds_what_it_held_and_draws_as_it_would_have(
             np.testing.assert_array_equal(repeated.data[name], expected)
 
 
+async def test_what_was_restored_counts_as_memory_in_use(tmp_path):
+    async with serving(tmp_path) as (client, _):
+        await fill(client, 0, 5000)
+        await client.insert({"text": "of variable size"}, {NAME: 1.0})
+        before = (await client.server_status()).stored_bytes
+    async with serving(tmp_path) as (client, _):
+        assert (await client.server_status()).stored_bytes == before > 5000 * 21
+
+
 async def test_data_of_all_kinds_come_back(tmp_path):
     tables = [ra.Table.queue("queue", 10), ra.Table("steps", max_size=100)]
     item = {"text": "späť", "raw": b"\0\xff", "any": np.arange(6).reshape(2, 3), "flag": np.bool_(True), "none": None}
@@ -315,6 +324,11 @@ async def test_the_newest_damaged_the_one_before_is_used(tmp_path, caplog):
 def test_options_that_cannot_work_are_refused(tmp_path, options, what):
     with pytest.raises(ra.InvalidArgument, match=what):
         ra.Checkpointer(tmp_path, **options)
+
+
+def test_a_path_is_no_checkpointer(tmp_path):
+    with pytest.raises(ra.InvalidArgument, match="such as Checkpointer"):
+        ra.Server([make_table()], checkpointer=str(tmp_path))
 
 
 async def test_one_checkpointer_serves_one_server(tmp_path):

@@ -99,7 +99,8 @@ def found(path: Path) -> list[int] | None:
 
 
 EVERY = pytest.mark.parametrize(
-    ("sync", "step"), [(False, 11), (True, 7), *(pytest.param(sync, 1, marks=pytest.mark.soak) for sync in (False, True))]
+    ("sync", "step"),
+    [(False, 11), (True, 7), *(pytest.param(sync, 1, marks=pytest.mark.soak) for sync in (False, True))],
 )
 
 

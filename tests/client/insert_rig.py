@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Coroutine, Sequence
 from typing import Any
@@ -13,12 +14,14 @@ from numpy.typing import NDArray
 
 from reverb_async.client.client import Client
 from reverb_async.client.connector import Connector
+from reverb_async.client.events import Event
 from reverb_async.client.transport import StreamKind
 from reverb_async.client.writing.rows import RowInserter
 from reverb_async.client.writing.writer import TrajectoryWriter
 from reverb_async.core.info import TableInfo
-from reverb_async.errors import ReplayError, Unavailable
+from reverb_async.errors import ReplayError, TableClosed, Unavailable
 from reverb_async.inprocess import InProcessTransport
+from reverb_async.logs import Repeats
 from reverb_async.protocol.inserting import InsertRequestReader, InsertResponse, Items
 from reverb_async.protocol.message import Duplex, Message
 from reverb_async.replay import Replay
@@ -211,9 +214,11 @@ class PlayedServer:
     address = "played:1"
 
     def __init__(self) -> None:
+        self.repeats = Repeats(logging.getLogger("reverb_async"))
         self.streams: list[PlayedStream] = []
         self.refusals: deque[ReplayError] = deque()
         self.losses: list[Unavailable] = []
+        self.events: list[Event] = []
         self._opened = asyncio.Event()
         self._next_key = 1000
 
@@ -231,8 +236,14 @@ class PlayedServer:
             await self._opened.wait()
         await settle()
 
-    def lost(self, error: Unavailable) -> None:
+    def lost(self, error: Unavailable, since: float) -> None:
         self.losses.append(error)
+
+    def gives_up(self, error: Unavailable) -> bool:
+        return isinstance(error, TableClosed)
+
+    def emit(self, event: Event) -> None:
+        self.events.append(event)
 
     async def tables(self, refresh: bool = False) -> dict[str, TableInfo]:
         return {}

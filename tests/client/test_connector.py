@@ -9,7 +9,8 @@ import pytest
 from helpers import Clock, settle
 from sampling_rig import PlayedServer, describe_table
 
-from reverb_async.client.connector import LONGEST_PAUSE_S, Connector, time_limit
+from reverb_async.client.connector import Connector
+from reverb_async.client.retry import LONGEST_PAUSE_S, time_limit
 from reverb_async.errors import Closed, DeadlineExceeded, InvalidArgument, TableClosed, TableNotFound, Unavailable
 from reverb_async.protocol.hello import KEYS_PER_BLOCK
 from reverb_async.testing import until
@@ -37,9 +38,7 @@ async def test_pauses_grow_from_50_ms_to_2_s_and_are_jittered(monkeypatch):
         if len(pauses) == 10:
             server.down = None
 
-    monkeypatch.setattr(
-        "reverb_async.client.connector.asyncio", types.SimpleNamespace(**{**vars(asyncio), "sleep": sleep})
-    )
+    monkeypatch.setattr("reverb_async.client.retry.asyncio", types.SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
     await server.connector().open("sample")
     for number, pause in enumerate(pauses):
         longest = min(0.05 * 2**number, LONGEST_PAUSE_S)
@@ -82,7 +81,7 @@ async def test_hello_is_said_once_however_many_streams_open_at_once():
     connector = server.connector()
     await asyncio.gather(*(connector.open("insert") for _ in range(20)), connector.tables())
     assert server.hellos == 1
-    connector.lost(Unavailable("the connection broke"))
+    connector.lost(Unavailable("the connection broke"), asyncio.get_running_loop().time())
     await connector.open("insert")
     assert server.hellos == 2
 
@@ -93,7 +92,7 @@ async def test_a_server_that_came_back_as_another_process_is_noticed(caplog):
     before = await connector.next_keys(5)
     await connector.tables()
     server.epoch = b"2" * 16
-    connector.lost(Unavailable("the connection broke"))
+    connector.lost(Unavailable("the connection broke"), asyncio.get_running_loop().time())
     with caplog.at_level(logging.WARNING):
         await connector.open("insert")
     assert "came back as a new process" in caplog.text

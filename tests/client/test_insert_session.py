@@ -10,6 +10,7 @@ import pytest
 from helpers import settle
 from insert_rig import PlayedServer, PlayedStream
 
+from reverb_async.client.events import Blocked, ItemsLost
 from reverb_async.client.writing.insert_session import _MAX_DECLARED, MAX_IN_FLIGHT, InsertSession
 from reverb_async.client.writing.outgoing import Block, Outgoing, RowGroup, SentLayout
 from reverb_async.core.nest import flatten
@@ -481,3 +482,48 @@ async def test_a_message_that_cannot_be_encoded_ends_the_session(play: Play) -> 
     await settle()
     assert isinstance(play.session.error, InvalidArgument)
     assert isinstance(rows.outcomes[0], InvalidArgument)
+
+
+async def test_what_a_new_process_does_not_know_of_confirmed_items_is_told_and_the_rest_sent_again(play: Play) -> None:
+    rows = play.submit(10)
+    await settle()
+    play.stream.greet(epoch=b"1" * 16)
+    await play.ack(1, 3)
+    await play.refuse(4, 1, InvalidArgument("no"))
+    await play.ack(6, 3)  # 5, 9 and 10 are not confirmed
+    await play.lose()
+    play.stream.greet(applied_through=2, epoch=b"2" * 16)  # restored from a checkpoint
+    await settle()
+    assert play.server.events == [ItemsLost("the test", 5)]
+    await play.server.opened(3)
+    play.stream.greet(epoch=b"2" * 16)
+    await settle()
+    assert [count for _, count in play.stream.sequences()] == [1, 2]
+    await play.ack(1, 3)
+    assert rows.admitted == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+    play.submit(1)
+    await play.lose()
+    play.stream.greet(epoch=b"3" * 16)
+    await play.server.opened(5)
+    assert play.server.events[1:] == [ItemsLost("the test", 3)]
+
+
+@pytest.mark.parametrize(("epoch", "applied"), [(b"1" * 16, 0), (b"2" * 16, 4), (b"2" * 16, 3), (None, 4)])
+async def test_nothing_is_told_as_lost_that_the_server_has_or_has_forgotten_for_its_age(
+    play: Play, epoch: bytes | None, applied: int
+) -> None:
+    play.submit(4)
+    await settle()
+    play.stream.greet(epoch=b"1" * 16)
+    await play.ack(1, 3)
+    await play.lose()
+    play.stream.greet(applied_through=applied, epoch=epoch)
+    await settle()
+    assert not play.server.events
+
+
+async def test_a_long_wait_is_told(play: Play) -> None:
+    await play.start(1)
+    play.stream.answer(InsertResponse(waiting="the queue is full"))
+    await settle()
+    assert play.server.events == [Blocked("the test", "the queue is full")]

@@ -329,13 +329,15 @@ async def test_episodes_are_counted_across_streams() -> None:
 class Burst:
     """A stream whose messages are all here already."""
 
+    peer = ""
+
     def __init__(self, messages: list[bytes]) -> None:
         self._messages = messages
         self.answers: list[list[int]] = []
 
-    @property
-    def has_message(self) -> bool:
-        return bool(self._messages)
+    def ready(self, most: int, nbytes: int) -> list[bytes]:
+        ready, self._messages = self._messages[:most], self._messages[most:]
+        return ready
 
     async def receive(self) -> bytes | None:
         return self._messages.pop(0) if self._messages else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import grpc.aio
 import numpy as np
 import pytest
 
@@ -13,7 +14,8 @@ from reverb_async.wire.generated.deepmind.reverb import (
     SampleStreamRequest,
     SampleStreamResponse,
 )
-from tests.compat.deepmind_rig import chunk, column, held, item, row_item, served, status, until
+from reverb_async.wire.http2 import Guards
+from tests.compat.deepmind_rig import DeepMindClient, chunk, column, held, item, row_item, served, status, until
 
 TIMEOUT = "Rate Limiter: Timeout exceeded before the right to insert was acquired."
 
@@ -204,3 +206,19 @@ async def test_initialize_connection_answers_with_no_address() -> None:
         await call.write(b"\x08\x05")
         assert await call.read() == b""
         assert await status(call) == ("OK", "")
+
+
+async def test_a_learner_that_pauses_for_too_long_is_told_to_try_again() -> None:
+    """These clients take every status but this one, and CANCELLED, for the end; their learners pause for minutes."""
+    server = ra.Server([ra.Table("t", max_size=100)])
+    server._guards = Guards(send_timeout=0.3, keepalive_interval=0.1)
+    limits = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    async with server, grpc.aio.insecure_channel(server.address, options=limits) as channel:
+        client = DeepMindClient(channel)
+        big = np.random.default_rng(0).integers(0, 255, 4_000_000, np.uint8)
+        await client.insert(*[row_item(key, "t", big) for key in range(3)])
+        stream = client.sampling()
+        await stream.ask("t", 50)
+        await until(lambda: server.stats.stalled_streams == 1)
+        assert await status(stream.call) == ("UNAVAILABLE", "the client has read nothing for 0.3 s")
+        assert len(await client.sample("t", 2)) == 2

@@ -148,8 +148,8 @@ async def test_a_million_columns_are_refused() -> None:
         await assert_alive(server, client)
 
 
-async def test_an_item_of_16384_columns_passes() -> None:
-    shown = FlatTrajectory.parse(field(1, field(1, b"\x08\x05\x18\x01")) * 16_384)
+async def test_an_item_of_4096_columns_passes() -> None:
+    shown = FlatTrajectory.parse(field(1, field(1, b"\x08\x05\x18\x01")) * 4096)
     made = item(1, "t")
     made.flat_trajectory = shown
     async with served(*tables()) as (server, client):
@@ -185,6 +185,19 @@ async def test_a_tensor_that_claims_an_impossible_shape(shape) -> None:
             if server.tables["t"].state.size:
                 with pytest.raises(ra.errors.DeadlineExceeded):
                     await native.sample_one("t", timeout=0.3)
+        await assert_alive(server, client)
+
+
+@pytest.mark.parametrize("dtype", [20, 21, 101, 121, 255])
+async def test_a_tensor_that_is_no_plain_array_does_not_get_in(dtype) -> None:
+    tensor = b"\x08" + varint(dtype) + field(2, field(2, b"\x08\x01")) + field(15, field(1, b"builtins.eval"))
+    request = field(1, b"\x08\x05" + field(5, field(1, tensor)))
+    request += bytes(InsertStreamRequest(items=[item(1, "t", column((5, 0, 1)))]))
+    async with served(*tables()) as (server, client):
+        stream = client.inserting()
+        await stream.send(request)
+        assert (await status(stream.call))[0] == "INVALID_ARGUMENT"
+        assert not server.tables["t"].state.size
         await assert_alive(server, client)
 
 

@@ -53,13 +53,16 @@ async def turns_of_others(work: Awaitable[Any], look: Callable[[], int] | None =
 class Messages:
     """A stream that has a few messages and takes all answers."""
 
-    has_message = False
+    peer = ""
 
     def __init__(self, *messages: bytes) -> None:
         self._messages = [*messages]
 
     async def receive(self) -> bytes | None:
         return self._messages.pop(0) if self._messages else None
+
+    def ready(self, most: int, nbytes: int) -> list[bytes]:
+        return []
 
     async def send(self, chunks: list[bytes]) -> None:
         pass

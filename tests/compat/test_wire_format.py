@@ -44,14 +44,8 @@ def uint64(values):
 
 def check_chunk(view, chunk):
     steps = chunk.sequence_range or pb.SequenceRange()
-    assert (view.key, view.episode_id, view.start, view.end) == (
-        chunk.chunk_key,
-        steps.episode_id,
-        steps.start,
-        steps.end,
-    )
+    assert (view.key, view.episode_id) == (chunk.chunk_key, steps.episode_id)
     assert view.raw == bytes(chunk)
-    assert view.delta_encoded == chunk.delta_encoded
     tensors = chunk.data.tensors if chunk.data else []
     assert [head.dtype for head in view.tensors] == [tensor.dtype for tensor in tensors]
     assert [head.shape for head in view.tensors] == [
@@ -153,19 +147,21 @@ def test_the_generated_class_reads_the_sample_responses_we_write(table, samples,
         priorities=np.array([item.priority for item, _ in samples]),
         times_sampled=of_each(st.integers(0, 2**31 - 1), np.int64),
         probabilities=of_each(st.floats(0, 1), np.float64),
-        table_sizes=of_each(st.integers(0, 2**63 - 1), np.int64),
-        rate_limited=of_each(st.booleans(), np.bool_),
+        table_sizes=of_each(st.integers(0, 2**35 - 1), np.int64),
+        rate_limited=data.draw(st.booleans()),
+        inserted_at=of_each(st.floats(0, 2**33), np.float64),
     )
     parts = [
         (bytes(item.flat_trajectory or pb.FlatTrajectory()), [memoryview(bytes(chunk)) for chunk in chunks])
         for item, chunks in samples
     ]
     response = pb.SampleStreamResponse.parse(write_sample_response(table, infos, parts))
-    rows = zip(*(np.asarray(column).tolist() for column in infos), strict=True)
+    rows = zip(*(np.broadcast_to(column, len(samples)).tolist() for column in infos), strict=True)
     for entry, row, (trajectory, raw_chunks) in zip(response.entries, rows, parts, strict=True):
         item = entry.info.item
         read = (item.key, item.priority, item.times_sampled)
-        assert (*read, entry.info.probability, entry.info.table_size, entry.info.rate_limited) == row
+        assert (*read, entry.info.probability, entry.info.table_size, entry.info.rate_limited) == row[:-1]
+        assert item.inserted_at.timestamp() == pytest.approx(row[-1], abs=2e-6, rel=0)
         assert item.table == table
         assert bytes(item.flat_trajectory) == trajectory
         assert [bytes(chunk) for chunk in entry.data] == raw_chunks
@@ -173,9 +169,9 @@ def test_the_generated_class_reads_the_sample_responses_we_write(table, samples,
 
 
 def test_what_is_the_same_for_all_samples_is_given_once():
-    infos = SampleInfos(uint64([1, 2]), 0.5, 3, 1.0, 7, False)
+    infos = SampleInfos(uint64([1, 2]), 0.5, 3, 1.0, 7, False, 1.25)
     first, second = read_sample_response(write_sample_response("t", infos, [(b"", []), (b"", [])]))
-    assert first.info[1:] == second.info[1:] == (1.0, 7, False, 0.0)
+    assert first.info[1:] == second.info[1:] == (1.0, 7, False, 1.25)
     assert [each.info.item[:4] for each in (first, second)] == [(1, "t", 0.5, 3), (2, "t", 0.5, 3)]
 
 
@@ -194,8 +190,8 @@ def test_mutate_requests_are_read_and_written(request):
     assert pb.MutatePrioritiesRequest.parse(written) == request
 
 
-def test_chunks_are_views_of_the_message_and_trajectories_are_copies():
-    tensor = encode_tensor(np.zeros((1, 100), np.float32))
+def test_long_chunks_are_views_of_the_message_and_trajectories_are_copies():
+    tensor = encode_tensor(np.random.default_rng(0).random((1, 1000), np.float32))
     trajectory = write_trajectory([ColumnView([(1, 0, 1, 0)], True)])
     message = bytearray(
         write_insert_request([write_chunk(1, 2, (3, 4), [tensor])], [write_item(5, "t", 1.0, trajectory)], uint64([]))

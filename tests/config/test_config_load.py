@@ -8,6 +8,7 @@ from reverb_async.config import Config, ServerConfig, TableConfig, load
 from reverb_async.core import selectors
 from reverb_async.core.rate_limiters import MinSize, Queue
 from reverb_async.errors import InvalidArgument
+from reverb_async.security import ServerTLS
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def test_the_tables_are_built():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("port = 3", 'run.toml: key "port": there is no such key; known are server, table'),
+        ("port = 3", 'run.toml: key "port": there is no such key; known are limits, server, table'),
         ("[[tables]]", 'run.toml: key "tables": there is no such key; did you mean "table"?'),
         ("[table]\nname = 'a'", r"run.toml: each table begins with a line \[\[table\]\], with two brackets"),
         ("[table.a]", r"run.toml: each table begins with a line \[\[table\]\]"),
@@ -128,6 +129,21 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 def test_a_table_is_changed_once_on_the_command_line():
     with pytest.raises(InvalidArgument, match=r'^--table: table "a", given twice: put everything into one --table a:'):
         load(table_flags=["a:max_size=3", "b", "a:seed=3"])
+
+
+def test_tls_takes_a_certificate_and_a_key_and_opens_other_hosts(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(
+        '[server]\nhost = "0.0.0.0"\ntls_certificate = "c.pem"\ntokens = "t"\nreverb_compat_insecure = 8001'
+    )
+    with pytest.raises(InvalidArgument, match=r'run.toml: \[server\], key "tls_certificate": TLS takes both'):
+        load(path)
+    with pytest.raises(InvalidArgument, match="--tls-client-ca: TLS takes both `tls_certificate` and `tls_key`"):
+        load(server_flags={"tls_client_ca": "ca.pem"})
+    server = load(path, server_flags={"tls_key": "k.pem"}).server
+    assert server.tls == ServerTLS("c.pem", "k.pem")
+    assert (server.tokens, server.reverb_compat_insecure) == ("t", 8001)
+    assert load().server.tls is None
 
 
 @pytest.mark.parametrize(("host", "insecure"), [("192.0.2.1", True), ("localhost", False), ("127.0.0.2", False)])

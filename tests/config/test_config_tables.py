@@ -290,6 +290,12 @@ SERVERS = st.builds(
     port=st.integers(0, 65535),
     unix=st.none() | NAMES,
     insecure=st.booleans(),
+    tls_certificate=st.just("c.pem"),
+    tls_key=st.just("k.pem"),
+    tls_client_ca=st.none() | NAMES,
+    tokens=st.none() | NAMES,
+    reverb_compat=st.booleans(),
+    reverb_compat_insecure=st.booleans() | st.integers(0, 65535),
     grace=st.floats(0, 1e6),
 ) | st.builds(ServerConfig, port=st.none(), unix=NAMES)
 

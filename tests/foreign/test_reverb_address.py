@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import time
 from collections.abc import AsyncIterator
 
 import numpy as np
@@ -49,6 +50,7 @@ async def test_an_item_comes_back_as_it_went_in_where_the_signature_names_its_co
     assert sample.data["reward"] == np.float32(3)
     assert (sample.info.key, sample.info.priority, sample.info.times_sampled) == (keys["step"], 2.5, 1)
     assert (sample.info.probability, sample.info.table_size) == (1.0, 1)
+    assert abs(sample.info.inserted_at - time.time()) < 60
 
 
 @pytest.mark.parametrize(

@@ -91,5 +91,20 @@ def test_overlapping_items_share_chunks_and_a_chunk_holds_nothing_that_no_item_s
 def test_steps_cannot_be_sent_twice() -> None:
     chunks = StepChunks(SPECS[:1])
     chunks.add(0, 3, [np.arange(3)])
-    with pytest.raises(InvalidArgument, match="were sent before"):
-        chunks.add(2, 1, [np.arange(1)])
+    chunks.add(6, 2, [np.arange(6, 8)])
+    for first, count in ((2, 1), (0, 1), (7, 3), (5, 2), (4, 9)):
+        with pytest.raises(InvalidArgument, match="were sent before"):
+            chunks.add(first, count, [np.arange(count)])
+
+
+def test_steps_that_no_item_has_shown_come_after_later_ones() -> None:
+    chunks = StepChunks(SPECS[:1])
+    chunks.add(3, 2, [np.array([3, 4])])
+    assert shown(chunks, 0, 3, 2) == [3, 4]
+    chunks.add(0, 1, [np.array([0])])
+    chunks.add(1, 2, [np.array([1, 2])])
+    assert shown(chunks, 0, 0, 5) == [0, 1, 2, 3, 4]
+    chunks.release(2)
+    with pytest.raises(InvalidArgument, match="step 1, which was not sent or is released"):
+        chunks.find(0, 1, 1, episode=7)
+    assert shown(chunks, 0, 2, 3) == [2, 3, 4]

@@ -9,10 +9,12 @@ import re
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,6 +56,16 @@ class Peer:
         if "error" in answer:
             raise PeerError(f"{answer['error']}\n{self._logged()}")
         return answer["result"]
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop the process for a while, as a machine that is too busy does."""
+        process = self._running()
+        process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGCONT)
 
     def close(self) -> None:
         """End the process."""
@@ -134,14 +146,49 @@ class OurServer:
         return self._log.read()
 
 
+class Relay:
+    """Passes connections on to a server in another network namespace, which `inside` is a command to enter.
+
+    Attributes:
+        address: what clients of this namespace use instead of the server's.
+    """
+
+    def __init__(self, inside: Sequence[str], server: str) -> None:
+        self._inside = inside
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listening.getsockname()[1]}"
+        self._process = self._pointing_at(server)
+
+    def point_at(self, server: str) -> None:
+        """Cut all connections; pass the next ones on to that server."""
+        self._stop()
+        self._process = self._pointing_at(server)
+
+    def __enter__(self) -> Relay:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop()
+        self._listening.close()
+
+    def _pointing_at(self, server: str) -> subprocess.Popen[bytes]:
+        number, port = self._listening.fileno(), server.rpartition(":")[2]
+        command = [*self._inside, sys.executable, str(DRIVERS / "relay.py"), str(number), port]
+        return subprocess.Popen(command, pass_fds=[number])
+
+    def _stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
 class GenuineServers:
     """A network namespace with genuine servers, one after the other, and a client; `close` ends both processes."""
 
     def __init__(self, python: Path) -> None:
         self._server = Peer(python, ["unshare", "-rn"])
         pid = self._server.call("genuine_server", "enter")
-        enter = ["nsenter", "--preserve-credentials", "--user", "--net", "--target", str(pid), "--"]
-        self.client = Peer(python, enter)
+        self._enter = ["nsenter", "--preserve-credentials", "--user", "--net", "--target", str(pid), "--"]
+        self.client = Peer(python, self._enter)
 
     @staticmethod
     def are_possible() -> bool:
@@ -154,6 +201,20 @@ class GenuineServers:
         """Start a server instead of the one before; return its address."""
         address: str = self._server.call("genuine_server", "serve", config=config)
         return address
+
+    def stop(self) -> None:
+        """Stop the server."""
+        self._server.call("genuine_server", "stop")
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Have the server's process do nothing for a while."""
+        with self._server.frozen():
+            yield
+
+    def reachable(self, address: str) -> Relay:
+        """Let clients outside of the namespace reach a server; a context manager."""
+        return Relay(self._enter, address)
 
     def close(self) -> None:
         """End all."""

@@ -71,6 +71,32 @@ async def test_items_arrive_exactly_once_however_often_the_connection_is_cut(wri
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("write", WAYS)
+async def test_20000_items_arrive_exactly_once_within_60_s_while_connections_live_half_a_second(write) -> None:
+    table = ra.Table.queue("q", 100_000)
+    async with ra.Server([table]) as server, Proxy(server.address) as proxy, ra.Client(proxy.address) as client:
+        events = client.events()
+        proxy.cut_every(0.3, 0.9)
+        started = time.monotonic()
+        for start in range(0, 20_000, 100):  # paced: many connections die on the way
+            await write(client, "q", range(start, start + 100))
+            await asyncio.sleep(0.1)
+        assert time.monotonic() - started < 60
+        proxy.stop_cutting()
+        assert proxy.num_cut >= 20
+        numbers = await drained(server, "q", 20_000)
+        assert sorted(numbers) == list(range(20_000))
+        await client.close()
+        told = [event async for event in events]
+        assert not any(isinstance(event, ra.events.ItemsLost) for event in told)
+        met_again = [event for event in told if isinstance(event, ra.events.Reconnected)]
+        assert len(met_again) >= 10
+        assert not any(event.epoch_changed for event in met_again)
+        assert max(event.downtime_s for event in met_again) < 3
+        await until_nothing_waits_or_is_held(server)
+
+
+@pytest.mark.soak
 async def test_60000_items_arrive_exactly_once_while_connections_live_half_a_second() -> None:
     """Paced by a small queue, so that there are writers waiting at every cut."""
     started = time.monotonic()

@@ -19,7 +19,6 @@ from reverb_async.protocol.inserting import Group, InsertRequest, InsertResponse
 from reverb_async.protocol.message import Duplex, Message
 from reverb_async.protocol.sampling import SampleRequest, SampleResponseReader, Subscription
 from reverb_async.protocol.updating import UpdateRequest, UpdateResponse
-from reverb_async.service import step_rows
 from reverb_async.testing import until
 
 STRUCTURE = flatten({"x": 0, "y": 0})[1]
@@ -365,7 +364,7 @@ async def test_a_client_that_never_takes_its_answers_is_read_no_further(service:
 async def test_steps_without_items_are_bounded_and_go_with_their_stream(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(step_rows, "MAX_OPEN_BYTES", 16 << 20)
+    monkeypatch.setattr(service.server._replay, "limits", ra.Limits(max_client_bytes=16 << 20))
     stream = await service.inserting()
     await stream.send(InsertRequest(groups=[Group(0, (ra.ArraySpec((1 << 20,), np.uint8),))]).to_message())
     frame = np.zeros((4, 1 << 20), np.uint8)

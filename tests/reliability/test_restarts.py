@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 
 import numpy as np
 import pytest
@@ -153,6 +153,44 @@ async def test_a_writer_brings_what_was_not_confirmed_to_the_successor() -> None
             await client.close()
 
 
+@pytest.mark.parametrize("down_s", [0.5, pytest.param(10.0, marks=pytest.mark.soak)])
+async def test_within_3_s_of_its_servers_return_a_client_works_again_and_tells_what_was_lost(down_s: float) -> None:
+    port = free_port()
+    first = ra.Server(tables(), port=port)
+    await first.start()
+    async with ra.Client(f"127.0.0.1:{port}") as client:
+        events = client.events()
+        writer = client.trajectory_writer(1)
+
+        async def write(count: int) -> None:
+            for number in range(count):
+                writer.append({"x": np.int64(number)})
+                await writer.create_item("t", 1.0, trajectory={"x": writer.history["x"][-1]})
+
+        await write(120)
+        await writer.flush()
+        await client.insert_batch({"x": np.arange(7)}, {"t": 1.0})
+        await first.close()
+        await write(30)
+        coming = asyncio.create_task(client.insert({"x": np.int64(1)}, {"t": 1.0}))
+        await asyncio.sleep(down_s)
+        async with ra.Server(tables(), port=port) as second:
+            back = time.monotonic()
+            await asyncio.gather(writer.flush(), coming)
+            assert time.monotonic() - back < 3
+            assert second.tables["t"].info.current_size == 31
+            await writer.close()
+            await client.close()
+    told = [event async for event in events if not isinstance(event, ra.events.Blocked)]
+    connected, lost, met_again, *losses = told
+    assert isinstance(connected, ra.events.Connected)
+    assert isinstance(lost, ra.events.Disconnected)
+    assert isinstance(met_again, ra.events.Reconnected)
+    assert met_again.epoch_changed
+    assert down_s - 0.1 < met_again.downtime_s < down_s + 3
+    assert {(loss.writer.partition(" ")[0], loss.count) for loss in losses} == {("trajectory", 120), ("insert()", 7)}
+
+
 async def test_unavailable_names_address_cause_and_tries_after_connect_timeout() -> None:
     address = f"127.0.0.1:{free_port()}"
     async with ra.Client(address, connect_timeout=0.3) as client:
@@ -176,6 +214,35 @@ async def test_unavailable_names_address_cause_and_tries_after_connect_timeout()
             assert address in str(outcome), name
             assert re.search(r"[2-9]\d* tries in 0\.\d s", str(outcome)), (name, str(outcome))
             assert "Connect call failed" in str(outcome), str(outcome)
+
+
+async def test_at_whatever_moment_a_server_dies_calls_fail_with_errors_of_this_package() -> None:
+    async with ra.Server(tables()) as server:
+        for turns in range(0, 60, 4):
+            async with Proxy(server.address) as proxy, ra.Client(proxy.address, connect_timeout=0.02) as client:
+                if turns % 8:
+                    await client.insert({"x": 0}, {"t": 1.0})
+
+                def calls(client: ra.Client = client) -> list[Awaitable[object]]:
+                    return [
+                        client.insert({"x": 1}, {"t": 1.0}),
+                        client.insert_batch({"x": np.arange(3)}, {"t": 1.0}),
+                        client.sample_one("t"),
+                        client.sample_batch("t", 2, timeout=0.5),
+                        client.mutate_priorities("t", {1: 1.0}),
+                        client.server_info(),
+                        client.reset("q"),
+                    ]
+
+                running = [asyncio.ensure_future(call) for call in calls()]
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                proxy.refusing = True
+                proxy.cut()
+                outcomes = await asyncio.gather(*running, *calls(), return_exceptions=True)
+                raised = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+                assert len(raised) >= 7
+                assert all(isinstance(error, ra.Unavailable | ra.DeadlineExceeded) for error in raised), raised
 
 
 async def test_after_patience_ended_the_client_still_works_when_the_server_comes() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -131,3 +134,38 @@ class TestEnds:
             assert full > 8 << 20
             await client.reset("t")
             await until(lambda: storage.usage().resident_bytes < full / 4)
+
+
+class TestWaiters:
+    async def test_server_info_says_who_waits_for_what_since_when(self, tmp_path):
+        queue, empty = ra.Table.queue("q", 1), make_table("empty")
+        before = time.time()
+        async with (
+            ra.Server([queue, empty], unix_path=tmp_path / "s") as server,
+            ra.Client(server.address) as over_tcp,
+            ra.Client(server.unix_address) as over_unix,
+            server.client() as within,
+        ):
+            await within.insert({"x": 0}, {"q": 1.0})
+            waiting = []
+            for call in (
+                over_tcp.insert({"x": 1}, {"q": 1.0}),
+                within.insert({"x": 2}, {"q": 1.0}),
+                over_unix.sample_one("empty"),
+            ):
+                waiting.append(asyncio.create_task(call))
+                await until(lambda: len(waiting) == sum(w.count for t in (queue, empty) for w in t.info.waiters))
+            described = await over_tcp.server_info()
+            (inserts,), (samples,) = described["q"].waiters, described["empty"].waiters
+            assert (inserts.kind, inserts.count, samples.kind, samples.count) == ("insert", 2, "sample", 1)
+            assert inserts.peers[0].startswith("127.0.0.1:")
+            assert inserts.peers[1:] == ("the server's process",)
+            if sys.platform == "linux":
+                assert samples.peers == (f"process {os.getpid()}",)
+            assert before <= inserts.since <= time.time()
+            assert "max_diff" in inserts.reason
+            assert samples.reason.startswith("table 'empty' needs 1 more insert")
+            for task in waiting:
+                task.cancel()
+            await asyncio.wait(waiting)
+            assert not (await over_tcp.server_info())["q"].waiters

@@ -28,6 +28,8 @@ class Line:
         refused: called when `try_send` takes nothing.
     """
 
+    peer = ""
+
     def __init__(self, log: list[Line]) -> None:
         self.taken: list[tuple[SampleResponse, asyncio.Task[Any] | None]] = []
         self.refused: Callable[[], None] = lambda: None

@@ -14,7 +14,7 @@ from reverb_async.core.variable import VariableRows, encode_rows
 from reverb_async.errors import InvalidArgument, ResourceExhausted
 from reverb_async.protocol.inserting import Segments
 from reverb_async.service import step_rows
-from reverb_async.service.step_rows import StepRows
+from reverb_async.service.step_rows import OpenBytes, StepRows
 
 TEXT = ArraySpec((), np.dtype("U"))
 HUGE = 2**63 - 1
@@ -160,14 +160,30 @@ class TestAdding:
         assert len(rows._rows) == 64
         assert store.usage().staged_rows == 0
 
-    def test_too_many_bytes_at_once_are_refused(self, store: RowStore, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(step_rows, "MAX_OPEN_BYTES", 80)
-        rows = StepRows(store)
-        add(rows, 0, 10)
-        with pytest.raises(ResourceExhausted, match="11 steps of 8 bytes"):
-            add(rows, 10, 1)
+    def test_too_many_bytes_at_once_are_refused(self, store: RowStore) -> None:
+        open_bytes = OpenBytes(10 * store.width)
+        rows, others = StepRows(store, open_bytes), StepRows(store, open_bytes)
+        add(rows, 0, 6)
+        add(others, 0, 4)
+        open_bytes.check()
+        add(others, 4, 1)
+        with pytest.raises(ResourceExhausted, match="more than max_client_bytes=160 bytes"):
+            open_bytes.check()
         rows.release(1)
-        add(rows, 10, 1)
+        open_bytes.check()
+        rows.release(6)
+        others.release(5)
+        assert open_bytes.used == 0
+
+    def test_values_of_variable_size_count_as_they_are(self) -> None:
+        open_bytes = OpenBytes(1 << 20)
+        rows = StepRows(Storage(reserve_bytes=1 << 20).group((TEXT,)), open_bytes)
+        rows.add(0, 2, [encode_rows(["a" * 1000, "b" * 500], TEXT)])
+        assert open_bytes.used == 1500 + 2 * 16
+        rows.release(1)
+        assert 0 < open_bytes.used < 1532
+        rows.release(2)
+        assert open_bytes.used == 0
 
     def test_a_full_store_keeps_nothing_of_what_did_not_fit(self) -> None:
         store = Storage(reserve_bytes=1 << 20).group((ArraySpec((1000,), np.uint8),))

@@ -282,3 +282,22 @@ async def test_an_endpoint_without_connections_keeps_no_memory():
     rig.endpoint.pool.take(1 << 20)
     rig.protocol.connection_lost(None)
     assert rig.endpoint.pool._rooms == []
+
+
+@pytest.mark.parametrize("path", ["fast", "stock"])
+def test_messages_that_are_here_are_taken_together_within_bounds_and_their_credit_returns(path):
+    async def scenario():
+        rig = Rig(path)
+        stream_id = rig.open()
+        stream = rig.handler.streams[stream_id]
+        sent = [body_of(size, size) for size in (100, 200, 300, 400)]
+        rig.peer.send_data(stream_id, b"".join(map(message, sent)))
+        rig.peer.end_stream(stream_id)
+        rig.exchange()
+        taken = [bytes(body) for body in [*stream.ready(3, 101), *stream.ready(1, 5000), *stream.ready(5, 0)]]
+        assert taken == (sent[:3] if path == "fast" else [])
+        assert taken + await read_all(stream) == sent
+        rig.handler.releases[stream_id]()
+        rig.check_credit()
+
+    asyncio.run(scenario())

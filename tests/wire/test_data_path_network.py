@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from wire_services import INSERT, LOOPS, Service, echo, echoed, hello, say_hello
 from reverb_async.core.buffer_pool import BufferPool
 from reverb_async.errors import InvalidArgument
 from reverb_async.protocol.message import Message
+from reverb_async.security import ClientTLS, ServerTLS
 from reverb_async.wire.duplex import GrpcClientDuplex
 from reverb_async.wire.http2 import ReplayChannel, ReplayServer
 from reverb_async.wire.parts import PART_BYTES
@@ -21,27 +21,23 @@ pytestmark = pytest.mark.usefixtures("data_path")
 
 
 @pytest.fixture(scope="module")
-def contexts():
-    """Return a server's and a client's TLS context."""
-    authority = trustme.CA()
-    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("localhost").configure_cert(server)
-    client = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
-    authority.configure_trust(client)
-    for context in (server, client):
-        context.set_alpn_protocols(["h2"])
-    return server, client
+def ends(tmp_path_factory):
+    """Return a server's TLS context, and what a client needs for it."""
+    folder, authority = tmp_path_factory.mktemp("tls"), trustme.CA()
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(folder / "server.pem")
+    return ServerTLS(folder / "server.pem", folder / "server.pem").load(), ClientTLS(ca=folder / "ca.pem")
 
 
 @pytest.fixture(params=["plain", "tls"])
-def connected(request, contexts):
+def connected(request, ends):
     """Return a function that makes a channel, with and without TLS, to a service."""
-    tls = contexts if request.param == "tls" else (None, None)
+    tls = ends if request.param == "tls" else (None, None)
 
     async def connect(service, **options):
         server = ReplayServer([service])
         await server.start("localhost", 0, ssl=tls[0])
-        return server, ReplayChannel("localhost", server.sockets[0].getsockname()[1], ssl=tls[1], **options)
+        return server, ReplayChannel("localhost", server.sockets[0].getsockname()[1], tls=tls[1], **options)
 
     return connect
 

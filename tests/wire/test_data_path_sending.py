@@ -411,8 +411,8 @@ async def test_credit_is_counted_as_h2_counts_it_and_too_much_of_it_answered_as_
         rig, _, stream_id = await answered(path)
         frame = WindowUpdateFrame(stream_id if of_stream else 0)
         frame.window_increment = increment or 1
-        rig.feed(frame.serialize()[:-4] + increment.to_bytes(4, "big"))
         h2_stream = rig.h2.streams[stream_id]
+        rig.feed(frame.serialize()[:-4] + increment.to_bytes(4, "big"))
         windows = rig.h2.outbound_flow_control_window, h2_stream.outbound_flow_control_window
         seen.append((windows, h2_stream.closed, bytes(rig.transport.written), rig.protocol.processor.closed))
     assert seen[0] == seen[1]

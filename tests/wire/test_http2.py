@@ -46,7 +46,7 @@ async def test_a_message_that_is_too_long_is_refused_before_it_is_read(sent_firs
         with pytest.raises(GRPCError) as caught:
             await call.receive(v1.Frame)
         assert caught.value.status is Status.RESOURCE_EXHAUSTED
-        assert caught.value.message == "a message of 1073741824 bytes exceeds the limit of 1000"
+        assert caught.value.message == "a message of 1073741824 bytes exceeds the limit of 1000 (max_message_bytes)"
         call.abort()
         channel.close()
 
@@ -138,7 +138,7 @@ async def test_settings_are_what_large_messages_and_many_streams_need():
         await say_hello(channel)
         remote = (await channel.__connect__()).connection._connection.remote_settings
         assert remote[SettingCodes.MAX_FRAME_SIZE] == 1 << 20
-        assert remote[SettingCodes.MAX_CONCURRENT_STREAMS] == (1 << 31) - 1
+        assert remote[SettingCodes.MAX_CONCURRENT_STREAMS] == 2048
         assert remote[SettingCodes.INITIAL_WINDOW_SIZE] == (1 << 16) - 1
         channel.close()
 
@@ -172,15 +172,13 @@ async def test_a_peer_that_breaks_the_protocol_is_told_so_and_dropped(caplog):
         good = channel_to(address)
         await say_hello(good)
         host, port = address.split(":")
-        header = b"\x00\x04name\x02\xff\xfe"  # a header that is not ASCII
         for garbage in (
             b"GET / HTTP/1.1\r\n\r\n",
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0" + b"\0\0\0\0\0\0\0\0\0",  # DATA on stream 0
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
             + b"\0\0\0\4\0\0\0\0\0"
-            + len(header).to_bytes(3, "big")
-            + b"\1\5\0\0\0\1"
-            + header,
+            + b"\0\0\2\1\5\0\0\0\1"
+            + b"\xff\xff",  # headers that are no HPACK
         ):
             reader, writer = await asyncio.open_connection(host, int(port))
             writer.write(garbage)
@@ -195,20 +193,33 @@ async def test_a_peer_that_breaks_the_protocol_is_told_so_and_dropped(caplog):
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-async def test_a_request_without_method_or_path_is_reset():
-    async with serving(Service(Hello=hello)) as (_, address):
+@pytest.mark.parametrize(
+    ("missing", "more"),
+    [
+        (":method", []),
+        (":path", []),
+        (None, [("name", b"\xff\xfe")]),
+        (None, [(b"n\xc3\xa4me", "value")]),
+        (None, [("data-bin", "a")]),
+    ],
+    ids=["no method", "no path", "a value that is not ASCII", "a name that is not ASCII", "no base64"],
+)
+async def test_a_request_with_bad_headers_is_reset_and_its_connection_lives(missing, more, caplog):
+    async with serving(Service(Hello=hello)) as (server, address):
         channel = channel_to(address)
         protocol = await channel.__connect__()
-        for missing in (":method", ":path"):
+        for _ in range(3):
             stream = protocol.connection.create_stream()
             headers = [(":method", "POST"), (":scheme", "http"), (":path", HELLO), (":authority", address), ("te", "x")]
-            headers = [header for header in headers if header[0] != missing]
+            headers = [header for header in headers if header[0] != missing] + more
             release = await stream.send_request(headers, _processor=protocol.processor)
             assert await stream.recv_data(5) == b""
             assert "error_code: 1" in stream.terminated
             release()
         await say_hello(channel)
+        assert server.num_connections == 1
         channel.close()
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 async def test_streams_reset_before_their_handler_ran_are_forgotten():

@@ -37,6 +37,7 @@ class Transport(asyncio.Transport):
         super().__init__()
         self.written = bytearray()
         self.closing = False
+        self.paused = False
 
     def write(self, data: Any) -> None:
         assert not self.closing
@@ -48,6 +49,14 @@ class Transport(asyncio.Transport):
 
     def is_closing(self) -> bool:
         return self.closing
+
+    def pause_reading(self) -> None:
+        assert not self.paused
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        assert self.paused
+        self.paused = False
 
     def close(self) -> None:
         self.closing = True
@@ -136,6 +145,7 @@ class Rig:
             piece, left = left[:cut], left[cut:]
             if isinstance(protocol, StockProtocol):
                 protocol.data_received(bytes(piece))
+                self._catch_up()
                 continue
             assert isinstance(protocol, FastProtocol)
             while piece and not self.transport.closing:
@@ -145,6 +155,12 @@ class Rig:
                 room[:taken] = piece[:taken]
                 protocol.buffer_updated(taken)
                 piece = piece[taken:]
+                self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Let our end work off what it has put off until later turns of the loop."""
+        while self.transport.paused and not self.transport.closing:
+            self.protocol.go_on()
 
     async def read(self, stream_id: int) -> list[Any]:
         """Return all messages of a stream that are there, and how it ended: None, a status, or "open"."""

@@ -11,8 +11,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from reverb_async.client.connector import NOW_S, Connector
+from reverb_async.client.connector import Connector
 from reverb_async.client.conversation import Conversation
+from reverb_async.client.events import Blocked
+from reverb_async.client.retry import NOW_S
 from reverb_async.client.sampling.borrowing import Borrower
 from reverb_async.client.sampling.queued_priorities import QueuedPriorities
 from reverb_async.client.updates import UpdateStream
@@ -174,7 +176,10 @@ class BatchStream(Conversation):
             except InvalidArgument as error:
                 raise InvalidArgument(f"table {self.table!r}: {error}") from None
         if self._priorities.num_unsent >= MAX_QUEUED_KEYS:
-            with reported(lambda: f"{self.name}: {self._priorities.num_unsent} priority updates are not sent yet"):
+            with reported(
+                lambda: f"{self.name}: {self._priorities.num_unsent} priority updates are not sent yet",
+                repeats=self.connector.repeats,
+            ):
                 await self._wait_for_room()
         if self._is_over:
             await self._updates.of(self.table).update(keys, priorities)
@@ -317,7 +322,8 @@ class BatchStream(Conversation):
             return
         silent_for = loop.time() - self._noticed_at
         if self.connected and silent_for >= interval:
-            logger.warning("%s: nothing heard from %s for %.0f s", self.name, self.connector.address, silent_for)
+            text = f"{self.name}: nothing heard from {self.connector.address} for {silent_for:.0f} s"
+            self.connector.repeats.warning(text, now=loop.time())
         self._silence = loop.call_later(2 * interval, self._report_silence, loop, waiting_since, 2 * interval)
 
     def _stop_reporting(self) -> None:
@@ -418,7 +424,9 @@ class BatchStream(Conversation):
         if response.waiting is not None:
             self._noticed_at = asyncio.get_running_loop().time()
             if self._waiter is not None:
-                logger.warning("%s at %s: %s", self.name, self.connector.address, response.waiting)
+                text = f"{self.name} at {self.connector.address}: {response.waiting}"
+                self.connector.repeats.warning(text, now=self._noticed_at)
+                self.connector.emit(Blocked(self.name, response.waiting))
         for batch in response.batches:
             self._arrived(batch.seq, batch)
         for seq, described in response.failed:

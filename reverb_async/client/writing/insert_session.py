@@ -7,16 +7,13 @@ import itertools
 import logging
 import uuid
 from collections import deque
-from collections.abc import Coroutine
-from typing import Any, Literal, Protocol
+from collections.abc import Iterable
 
-import numpy as np
-from numpy.typing import NDArray
-
+from reverb_async.client.events import Blocked, ItemsLost
+from reverb_async.client.writing.connection import Connection
 from reverb_async.client.writing.outgoing import Block, Outgoing, Owner
 from reverb_async.client.writing.unsettled import Stretch, Unsettled
-from reverb_async.core.info import TableInfo
-from reverb_async.errors import Closed, InvalidArgument, ReplayError, TableClosed, Unavailable, from_map
+from reverb_async.errors import Closed, InvalidArgument, ReplayError, Unavailable, from_map
 from reverb_async.protocol.inserting import InsertRequest, InsertResponse
 from reverb_async.protocol.message import Duplex, Message
 
@@ -36,39 +33,6 @@ _RELEASE_S = 0.05
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 2.0
 _stream_numbers = itertools.count()
-
-
-class Connection(Protocol):
-    """What inserting needs of a client's connector."""
-
-    @property
-    def address(self) -> str:
-        """Where the server is."""
-
-    async def open(self, kind: Literal["insert"]) -> Duplex:
-        """Open a stream; retries until the server has not answered for too long, then raises `Unavailable`."""
-
-    @property
-    def known_tables(self) -> dict[str, TableInfo] | None:
-        """What `tables` returns from memory; None when it would have to ask."""
-
-    async def tables(self, refresh: bool = False) -> dict[str, TableInfo]:
-        """Describe the server's tables, from memory unless `refresh`."""
-
-    async def next_keys(self, n: int) -> NDArray[np.uint64]:
-        """Return `n` consecutive new keys."""
-
-    def try_next_keys(self, n: int) -> NDArray[np.uint64] | None:
-        """Return `n` consecutive new keys if the server need not be asked for them."""
-
-    def try_next_key(self) -> int | None:
-        """Return a new key if the server need not be asked for one."""
-
-    def lost(self, error: Unavailable) -> None:
-        """Learn that a stream broke: the server may be another process when it answers again."""
-
-    def spawn(self, coro: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Run a task that ends with the client at the latest."""
 
 
 class InsertSession:
@@ -93,6 +57,8 @@ class InsertSession:
         self._sent = Unsettled()
         self._resend: deque[Stretch] = deque()
         self._cancel: list[int] = []
+        self._epoch: bytes | None = None
+        self._num_confirmed = 0
         self._stream: int | None = None
         self._declared = 0
         self._pause = 0.0
@@ -228,6 +194,7 @@ class InsertSession:
 
     async def _use(self, duplex: Duplex) -> None:
         """Work on one stream until it is lost, or has served."""
+        since = asyncio.get_running_loop().time()
         try:
             if await self._greet(duplex):
                 self._pause = 0.0
@@ -235,8 +202,8 @@ class InsertSession:
                 await self._exchange(duplex)
         except Unavailable as error:
             self._stream = None
-            self._connection.lost(error)
-            if isinstance(error, TableClosed):
+            self._connection.lost(error, since)
+            if self._connection.gives_up(error):
                 self._owner.interrupted(error)
             else:
                 logger.info("the insert stream of %s to %s was lost: %s", self._name, self._connection.address, error)
@@ -263,24 +230,33 @@ class InsertSession:
         greeting = InsertResponse.from_message(message)
         if greeting.applied_through is None:
             raise InvalidArgument("the server's first message does not say what of the session it has")
+        num_applied = greeting.applied_through + sum(count for _, count in greeting.applied)
+        self._compare(greeting.epoch, num_applied)
         self._settle(greeting)
-        self._sent.settle(1, greeting.applied_through, None)
-        for seq, count in greeting.applied:
-            self._sent.settle(seq, count, None)
+        self._confirm([(1, greeting.applied_through), *greeting.applied])
         for stretch in self._sent:
             if stretch.withdrawn is not None:
                 self._sent.remove(stretch, stretch.withdrawn)
         self._cancel.clear()
-        if greeting.applied_through + sum(count for _, count in greeting.applied) != self._sent.settled:
+        if num_applied != self._sent.settled:
             # The server forgot the session, having restarted perhaps, or a number went with what was withdrawn. Gaps
             # would stay for ever, so number anew, under another name.
             self._identity = uuid.uuid4().bytes
             self._sent.number_anew()
+            self._num_confirmed = 0
             return False
         self._stream = next(_stream_numbers)
         self._declared = 0
         self._resend = deque(self._sent)
         return True
+
+    def _compare(self, epoch: bytes | None, num_applied: int) -> None:
+        """Tell of items that the server had confirmed, and knows nothing of since it is another process."""
+        if self._epoch is not None and epoch != self._epoch and num_applied < self._num_confirmed:
+            lost = self._num_confirmed - num_applied
+            logger.warning("%s: %s came back without %d confirmed items", self._name, self._connection.address, lost)
+            self._connection.emit(ItemsLost(self._name, lost))
+        self._epoch = epoch
 
     async def _send(self, duplex: Duplex) -> None:
         while True:
@@ -342,15 +318,18 @@ class InsertSession:
         answer = InsertResponse.from_message(message)
         self._settle(answer)
         if answer.waiting is not None:
-            logger.warning("%s, inserting at %s: %s", self._name, self._connection.address, answer.waiting)
+            text = f"{self._name}, inserting at {self._connection.address}: {answer.waiting}"
+            self._connection.repeats.warning(text, now=asyncio.get_running_loop().time())
+            self._connection.emit(Blocked(self._name, answer.waiting))
         return True
 
     def _settle(self, answer: InsertResponse) -> None:
+        unsettled = self._sent.num_items
         for refusal in answer.refused:
             described = refusal.error if isinstance(refusal.error, dict) else {}
             self._cancel += self._sent.settle(refusal.seq, refusal.count, from_map(described))
-        for seq, count in answer.acks:
-            self._sent.settle(seq, count, None)
+        self._num_confirmed += unsettled - self._sent.num_items
+        self._confirm(answer.acks)
         if self._cancel or self._may_send():
             self.wake()
         if not self._sent:
@@ -358,6 +337,13 @@ class InsertSession:
                 self.wake()
             elif self._releasing is None and not self._unsent:
                 self._releasing = asyncio.get_running_loop().call_later(_RELEASE_S, self._release)
+
+    def _confirm(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Settle items that are in."""
+        unsettled = self._sent.num_items
+        for seq, count in ranges:
+            self._sent.settle(seq, count, None)
+        self._num_confirmed += unsettled - self._sent.num_items
 
     def _release(self) -> None:
         self._releasing = None

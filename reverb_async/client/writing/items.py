@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reverb_async.client.writing.connection import Connection
 from reverb_async.client.writing.grouping import TrajectoryLayout
-from reverb_async.client.writing.insert_session import Connection, InsertSession
+from reverb_async.client.writing.insert_session import InsertSession
 from reverb_async.client.writing.outgoing import MAX_MESSAGE_BYTES, Block, Outgoing, stack_rows
 from reverb_async.client.writing.windows import Range
 from reverb_async.errors import ReplayError, Unavailable

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reverb_async.client.checks import Target, check_timeout
-from reverb_async.client.connector import NOW_S
+from reverb_async.client.retry import NOW_S
 from reverb_async.client.writing.batch_columns import BatchColumns
+from reverb_async.client.writing.connection import Connection
 from reverb_async.client.writing.copies import MAX_COPY_BYTES, Copies
-from reverb_async.client.writing.insert_session import CLOSE_S, Connection, InsertSession
+from reverb_async.client.writing.insert_session import CLOSE_S, InsertSession
 from reverb_async.client.writing.outgoing import MAX_MESSAGE_BYTES, Block, Outgoing
 from reverb_async.client.writing.row_blocks import MAX_ROWS, BatchRows, Call, Deadline, SingleRows
 from reverb_async.client.writing.row_kinds import RowKinds
@@ -27,6 +28,7 @@ from reverb_async.errors import (
     InvalidArgument,
     RateLimiterTimeout,
     ReplayError,
+    ResourceExhausted,
     SignatureMismatch,
     TableNotFound,
     Unavailable,
@@ -359,6 +361,6 @@ def _cuts(nbytes: int, count: int) -> list[tuple[int, int]]:
 
 
 def _refused(error: ReplayError, admitted: dict[str, NDArray[np.uint64]]) -> ReplayError:
-    if isinstance(error, RateLimiterTimeout):
-        return RateLimiterTimeout(str(error), admitted)
+    if isinstance(error, RateLimiterTimeout | ResourceExhausted):
+        return type(error)(str(error), admitted)
     return error.with_traceback(None)

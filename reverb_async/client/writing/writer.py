@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from reverb_async.client.checks import check_chunk_length, check_timeout, positive, targets_of
-from reverb_async.client.connector import NOW_S
+from reverb_async.client.retry import NOW_S
 from reverb_async.client.writing.columns import ColumnBuffer
+from reverb_async.client.writing.connection import Connection
 from reverb_async.client.writing.grouping import Grouping
-from reverb_async.client.writing.insert_session import Connection
 from reverb_async.client.writing.items import ItemQueue
 from reverb_async.client.writing.steps import StepBuffer
 from reverb_async.client.writing.trajectories import Trajectories

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reverb_async.core.cut.image import LAST_EPISODE, NO_MORE, OF_RECORD, image_dtype
-from reverb_async.core.runs import Rows
+from reverb_async.core.runs import Rows, as_run
 from reverb_async.core.selectors.base import SelectorState
 from reverb_async.core.slots import FREE, GONE, OUT, Slots
 
@@ -41,13 +41,15 @@ class SlotReader:
     def values(self, slots: Rows) -> NDArray[np.void]:
         """Return the images of `slots` as they are now, ``[n]``."""
         items = self.slots
+        at = as_run(slots) or slots
         words = np.empty((len(slots), self.dtype.itemsize // 8), np.uint64)
-        words[:, :OF_RECORD] = items.words[slots]
+        words[:, :OF_RECORD] = items.words[at]
         values: NDArray[np.void] = words.view(self.dtype).reshape(-1)
-        state = items.state[slots]
-        state[state == GONE] = FREE
+        state = items.state[at]
+        if np.count_nonzero(is_gone := state == GONE):
+            state = np.where(is_gone, np.uint8(FREE), state)
         values["state"] = state
-        values["unsettled"] = items.unsettled[slots] * (state != FREE)
+        values["unsettled"] = items.unsettled[at] * (state != FREE)
         values["sampler"], values["remover"] = self.places(slots, state)
         for number in range(1, self.num_views):
             values[f"first{number}"], values[f"length{number}"] = items.view(number, slots)

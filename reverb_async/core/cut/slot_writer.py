@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from reverb_async.core.cut.image import LAST_EPISODE, OF_RECORD, ArrayBlock, image_dtype
+from reverb_async.core.item import ItemLayout
 from reverb_async.core.runs import Rows
 from reverb_async.core.slots import FREE, LIVE, OUT, Slots
 from reverb_async.errors import InvalidArgument
@@ -78,7 +81,34 @@ class SlotWriter:
             slot, view = part[0, :2].tolist()
             items.pieces(view)[slot] = part[:, 2:].copy()
 
-    def items(self) -> tuple[Rows, Rows]:
-        """Return the slots of items in the table, and of those sampled out, ascending."""
-        state = self._slots.state[: self._high_water]
+    def finish(self, layouts: Sequence[ItemLayout | None]) -> tuple[Rows, Rows]:
+        """Begin to use the slots, after the last block.
+
+        Args:
+            layouts: by the number that records name.
+
+        Returns:
+            The slots of items in the table, and of those sampled out, ascending.
+
+        Raises:
+            InvalidArgument: the records contradict each other, or their layouts.
+        """
+        items, used = self._slots, slice(0, self._high_water)
+        state = items.state[used]
+        taken = np.flatnonzero(state)
+        ids = items.layout[taken]
+        if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= len(layouts)):
+            raise InvalidArgument(f"items of layouts {int(ids.min())} to {int(ids.max())}, {len(layouts)} there are")
+        counts = np.bincount(ids, minlength=len(layouts)).tolist()
+        for layout, count in zip(layouts, counts, strict=True):
+            if count and (layout is None or len(layout.stores) > items.num_views):
+                raise InvalidArgument("items without a layout, or with fewer views than it has")
+        if np.count_nonzero(items.times_sampled[used] < items.unsettled[used]):
+            raise InvalidArgument("an item was drawn more often than it was sampled")
+        first = {layout: at for at, layout in reversed(list(enumerate(layouts)))}
+        if len(first) < len(layouts):  # what once were two may be one now
+            items.layout[taken] = np.array([first[layout] for layout in layouts], np.int32)[ids]
+        free = np.flatnonzero(state == FREE)[::-1]  # without a place the lowest is taken first
+        places = np.maximum(self._places[0][free], 0)
+        items.adopt(layouts, free[places.argsort(kind="stable")], self._high_water)
         return np.flatnonzero(state == LIVE), np.flatnonzero(state == OUT)

@@ -16,6 +16,8 @@ from reverb_async.core.storage.backing import sparse_zeros
 if TYPE_CHECKING:
     from reverb_async.core.storage.row_store import RowStore
 
+BLOCK_ROWS = 16_384
+"""To free as many, with values of variable size, takes a few milliseconds."""
 MAX_BLOCK_ROWS = 65_536
 
 _FRESH, _KEPT, _PINNED = 1, 2, 4
@@ -124,7 +126,7 @@ class StoreCut:
         """Rows that were free are in use again, which is of no interest."""
         self._watch.marks[rows[(rows >= self._position) & (rows < self._end)]] = _FRESH
 
-    def next_rows(self, max_rows: int = MAX_BLOCK_ROWS) -> RowBlock | None:
+    def next_rows(self, max_rows: int = BLOCK_ROWS) -> RowBlock | None:
         """Return the live ones among the next rows, maybe none; None at the end.
 
         Those on no segment are pinned until `done`. A row that was only staged at the time of the cut may come too.
@@ -166,7 +168,7 @@ class StoreCut:
             self._segments.add(segment)
         self.store.unpin(rows)
 
-    def finish(self, committed: bool, max_rows: int = MAX_BLOCK_ROWS) -> bool:
+    def finish(self, committed: bool, max_rows: int = BLOCK_ROWS) -> bool:
         """Let go of all rows; if the cut is not kept, forget its segments. Nobody may read its rows any more.
 
         Returns:

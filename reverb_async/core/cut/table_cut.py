@@ -13,15 +13,15 @@ from reverb_async.core.cut.free_slots import FreeSlotsCut
 from reverb_async.core.cut.image import NO_MORE, ArrayBlock
 from reverb_async.core.cut.slot_reader import SlotReader
 from reverb_async.core.cut.slot_watch import SlotWatch
+from reverb_async.core.cut.undo_log import UndoLog
 from reverb_async.core.runs import Rows
 from reverb_async.core.slots import FREE, LIVE, OUT
 
-MAX_BLOCK_SLOTS = 65_536
+BLOCK_SLOTS = 16_384
+"""As many take a few milliseconds, also where the memory for them is new."""
 MAX_BLOCK_BYTES = 4 << 20
-_SCANNED = 1 << 20
-"""Slots that one call looks at: a byte or two of each."""
-_CHUNK = 4096
-"""Images per piece of the undo log."""
+_SCANNED = 1 << 18
+"""Slots that one call looks at: a few bytes of each."""
 
 
 class TableCut:
@@ -52,8 +52,7 @@ class TableCut:
         self._max_slots = MAX_BLOCK_BYTES // self.dtype.itemsize
         # Per slot, which entry of the undo log it has, plus one.
         self._entry = np.zeros(self._high_water, np.int32)
-        self._undo: list[NDArray[np.void]] = []
-        self._num_undo = 0
+        self._undo = UndoLog(self.dtype)
         self._more: dict[int, NDArray[np.int64]] = {}
         self._ended = 0
         self._free = free
@@ -61,13 +60,13 @@ class TableCut:
 
     @cached_property
     def state(self) -> dict[str, Any]:
-        """Counts, limiter, generator and layouts as they were: values MessagePack and JSON know."""
+        """Counts, limiter, generator and layouts as they were: values MessagePack and JSON know. Safe in a thread."""
         return self._describe()
 
     @property
     def num_undone(self) -> int:
         """Slots whose former images are kept: it grows while slots change that were not passed yet."""
-        return self._num_undo
+        return len(self._undo)
 
     def keep(self, slots: Rows) -> None:
         """Note what `slots` hold before they change, unless they were passed or it is known."""
@@ -84,23 +83,14 @@ class TableCut:
             order = np.arange(1, len(slots) + 1, dtype=np.int32)
             self._entry[slots] = order  # of equal ones one wins
             slots = slots[self._entry.take(slots) == order]
-        start = self._num_undo
+        start = len(self._undo)
         self._entry[slots] = np.arange(start + 1, start + len(slots) + 1, dtype=np.int32)
-        values = self._reader.values(slots)
-        done = 0
-        while done < len(slots):
-            used = self._num_undo % _CHUNK
-            if used == 0:
-                self._undo.append(np.empty(_CHUNK, self.dtype))
-            count = min(_CHUNK - used, len(slots) - done)
-            self._undo[-1][used : used + count] = values[done : done + count]
-            self._num_undo += count
-            done += count
+        self._undo.append(self._reader.values(slots))
         more = self._reader.more(slots)
         for slot in np.unique(more[:, 0]).tolist() if len(more) else ():
             self._more[slot] = more[more[:, 0] == slot]
 
-    def next_block(self, max_slots: int = MAX_BLOCK_SLOTS) -> ArrayBlock | None:
+    def next_block(self, max_slots: int = BLOCK_SLOTS) -> ArrayBlock | None:
         """Return the next slots as they were, in ascending order, at most 4 MB; None at the end.
 
         A block may be empty. A table whose last block was fetched pays for the cut no more.
@@ -114,7 +104,7 @@ class TableCut:
         if self.full:
             state = self._reader.slots.state[window]
             wanted = (state == LIVE) | (state == OUT)
-            if self._num_undo:
+            if len(self._undo):
                 wanted |= self._entry[window] > 0
         else:
             wanted = self._dirty[window]
@@ -149,18 +139,13 @@ class TableCut:
 
     def _read(self, ids: Rows) -> tuple[NDArray[np.void], NDArray[np.int64]]:
         values = self._reader.values(ids)
-        if not self._num_undo:
+        if not len(self._undo):
             return values, self._reader.more(ids)
         entries = self._entry.take(ids).astype(np.int64) - 1
         undone = np.flatnonzero(entries >= 0)
         more = [self._reader.more(ids[entries < 0])]
         if len(undone):
-            undone = undone[entries[undone].argsort()]
-            entries = entries[undone]
-            cuts = entries.searchsorted(np.arange(len(self._undo) + 1) * _CHUNK)
-            for chunk, (first, end) in enumerate(zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True)):
-                if first < end:
-                    values[undone[first:end]] = self._undo[chunk][entries[first:end] - chunk * _CHUNK]
+            self._undo.fill(values, undone, entries[undone])
             if self._more:
                 more += [self._more[slot] for slot in ids[undone].tolist() if slot in self._more]
         return values, np.concatenate(more) if len(more) > 1 else more[0]
@@ -169,7 +154,7 @@ class TableCut:
         """The table owes nothing to this cut any more."""
         if self._watch.cut is self:
             self._watch.cut = None
-        self._undo, self._more, self._free = [], {}, None
+        self._undo, self._more, self._free = UndoLog(self.dtype), {}, None
         self._entry = self._entry[:0]
 
     def finish(self, committed: bool, max_slots: int = 1 << 20) -> bool:

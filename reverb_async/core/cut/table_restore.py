@@ -66,10 +66,7 @@ def _restore(
     writer = SlotWriter(slots, table.sampler_place, table.remover_place, high_water)
     for block in image.blocks():
         writer.write(block)
-    live, out = writer.items()
-    slots.adopt(layouts, high_water, table.sampler_place)
-    if np.count_nonzero(slots.times_sampled[:high_water] < slots.unsettled[:high_water]):
-        raise InvalidArgument("an item was drawn more often than it was sampled")
+    live, out = writer.finish(layouts)
     used = np.concatenate([live, out])
     _count_references(slots, used, stores)
     _check_keys(slots, live)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from reverb_async.core.dtypes import BYTES
 from reverb_async.core.encoded.layout import CHUNK, KEY, ORDINAL, EncodedLayout
 from reverb_async.core.encoded.records import EncodedItem, read_trajectories, write_records
+from reverb_async.core.encoded.showing import showing
 from reverb_async.core.encoded.tensor_cache import TENSOR_BITS, DamagedChunks, Decode, TensorCache
 from reverb_async.core.item import ItemBlock, ItemLayout
 from reverb_async.core.nest import Structure
@@ -116,7 +117,7 @@ class EncodedItems:
         self._mark(row, key)
         return row
 
-    def fill(self, row: Rows, start: int, part: memoryview) -> None:
+    def fill(self, row: Rows, start: int, part: bytes | memoryview) -> None:
         """Write a part of the chunk in `row`, from its byte `start` on."""
         (room,) = self.stores[1].views(CHUNK, row)
         room[start : start + len(part)] = part
@@ -131,6 +132,11 @@ class EncodedItems:
     def drop(self, rows: Rows) -> None:
         """Take a pin from each chunk; those that no item shows are gone."""
         self.stores[1].unpin(rows)
+
+    def forget_what_is_gone(self) -> None:
+        """Forget decoded tensors once no chunk is left; until then new ones push them out."""
+        if self.tensors.nbytes and self.stores[1].is_empty:
+            self.tensors.clear()
 
     def layout(self, structure: Structure, specs: Sequence[ArraySpec], squeezed: Sequence[bool]) -> EncodedLayout:
         """Return the layout of items that look so to native readers; the same one for the same parts, while it lives.
@@ -205,7 +211,7 @@ class EncodedItems:
         """Return the keys of a table's items that show damaged chunks."""
         store = self.stores[1]
         found = [
-            slots.showing(store, row) for row, ordinal in damage.found if int(store.columns[ORDINAL][row]) == ordinal
+            showing(slots, store, row) for row, ordinal in damage.found if int(store.columns[ORDINAL][row]) == ordinal
         ]
         return np.unique(slots.key[np.concatenate(found)]) if found else np.zeros(0, np.uint64)
 

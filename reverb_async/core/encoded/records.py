@@ -10,8 +10,8 @@ import itertools
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from struct import Struct
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,9 @@ Columns = tuple[tuple[tuple[int, int, int, int], ...], ...]
 
 _SLICE = np.arange(4)
 _SIZE = Struct("i")
-_MAX_REMEMBERED_BYTES = 2048
-"""Of trajectories, which grow with the columns and slices that are remembered: hostile items have thousands."""
 
 
-@dataclass(slots=True)
-class EncodedItem:
+class EncodedItem(NamedTuple):
     """An item as it is sent.
 
     Attributes:
@@ -39,7 +36,7 @@ class EncodedItem:
         nbytes: decoded bytes of what the item shows.
     """
 
-    chunks: Rows
+    chunks: Sequence[int]
     columns: Columns
     trajectory: bytes
     nbytes: int
@@ -67,33 +64,45 @@ class Slices:
 def write_records(items: Sequence[EncodedItem]) -> tuple[list[bytes], Runs]:
     """Return the items' records, and their chunks in ascending order."""
     counts = np.array([len(item.chunks) for item in items], np.int64)
-    rows = np.concatenate([item.chunks for item in items])
+    rows = np.array([row for item in items for row in item.chunks], np.int64)
     ends = np.cumsum(counts)
     steps = rows[1:] - rows[:-1]
     steps[ends[:-1] - 1] = 1  # from one item to the next
     if bool((steps == 1).all()):  # as it is as long as nobody else stores chunks
-        return [_record(item.columns, item.trajectory) for item in items], Runs(rows[ends - counts], counts)
-    written = [write_record(item) for item in items]
-    return [record for record, _ in written], join([chunks for _, chunks in written])
+        return _records(items), Runs(rows[ends - counts], counts)
+    ordered = [_in_order(item) for item in items]
+    return _records([item for item, _ in ordered]), join([chunks for _, chunks in ordered])
+
+
+def _records(items: Sequence[EncodedItem]) -> list[bytes]:
+    known: dict[int, bytes] = {}  # by identity: to compare what an item's columns show takes as long as all the rest
+    records = []
+    for _, columns, trajectory, _ in items:
+        words = known.get(id(columns))
+        if words is None:
+            words = known[id(columns)] = _words(columns)
+        size = len(trajectory)
+        records.append(b"".join((_SIZE.pack(size), words, trajectory, bytes(-size % 4))))
+    return records
 
 
 def write_record(item: EncodedItem) -> tuple[bytes, Rows]:
     """Return an item's record, and its chunks in ascending order."""
-    chunks, columns = item.chunks, item.columns
-    if len(chunks) > 1 and not bool((chunks[1:] > chunks[:-1]).all()):
-        order = np.argsort(chunks)
-        rank = np.empty_like(order)
-        rank[order] = np.arange(len(order))
-        places = rank.tolist()
-        columns = tuple([tuple([(places[part[0]], *part[1:]) for part in slices]) for slices in columns])
-        chunks = chunks[order]
-    return _record(columns, item.trajectory), chunks
+    item, chunks = _in_order(item)
+    return _records([item])[0], chunks
 
 
-def _record(columns: Columns, trajectory: bytes) -> bytes:
-    size = len(trajectory)
-    words = _remembered_words(columns) if size <= _MAX_REMEMBERED_BYTES else _words(columns)
-    return b"".join((_SIZE.pack(size), words, trajectory, bytes(-size % 4)))
+def _in_order(item: EncodedItem) -> tuple[EncodedItem, Rows]:
+    """Return an item whose chunks are in ascending order, and these."""
+    chunks = np.array(item.chunks, np.int64)
+    if len(chunks) == 1 or bool((chunks[1:] > chunks[:-1]).all()):
+        return item, chunks
+    order = np.argsort(chunks)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    places = rank.tolist()
+    columns = tuple([tuple([(places[part[0]], *part[1:]) for part in slices]) for slices in item.columns])
+    return item._replace(columns=columns), chunks[order]
 
 
 def _words(columns: Columns) -> bytes:
@@ -102,9 +111,6 @@ def _words(columns: Columns) -> bytes:
         for part in slices:
             words.extend(part)
     return words.tobytes()
-
-
-_remembered_words = lru_cache(maxsize=1024)(_words)
 
 
 def read_slices(records: VariableRows, num_columns: int) -> Slices:

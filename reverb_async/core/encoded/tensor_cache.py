@@ -107,6 +107,12 @@ class TensorCache:
                     self.nbytes -= self._kept.popitem(last=False)[1][1]
         return tensor
 
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._kept.clear()
+            self.nbytes = 0
+
 
 def size_of(tensor: Tensor) -> int:
     """Return about how much memory a tensor takes."""

@@ -113,9 +113,10 @@ class SumTree:
     def recount(self, counters: Mapping[str, int]) -> None:
         """Draw from the same weights as the tree did that gave `counters`."""
         highest, flat = counters["highest"], counters["flat"]
+        if 0 <= highest < self._capacity:
+            self._grow(highest)  # Weights that are still pending have not done so.
         if not 0 <= highest < self._capacity or flat > self._height:
             raise InvalidArgument(f"a sum tree of {self._capacity} weights has no {dict(counters)!r}")
-        self._grow(highest)
         if flat >= 0:
             self._running_sums()
             while self._flat > flat:

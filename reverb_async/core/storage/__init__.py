@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from reverb_async.core.cut.store_cut import RowWatch
 from reverb_async.core.spec import ArraySpec
+from reverb_async.core.storage.account import Account
 from reverb_async.core.storage.backing import Backing, PlatformBacking
 from reverb_async.core.storage.blob_store import BlobStore
 from reverb_async.core.storage.row_cursor import RowCursor
@@ -14,7 +15,7 @@ from reverb_async.core.storage.row_store import RowStore
 from reverb_async.core.storage.usage import StoreUsage
 from reverb_async.errors import ResourceExhausted
 
-__all__ = ["BlobStore", "RowCursor", "RowStore", "Storage", "StoreUsage"]
+__all__ = ["Account", "BlobStore", "RowCursor", "RowStore", "Storage", "StoreUsage"]
 
 MAX_KINDS = 256
 
@@ -25,16 +26,24 @@ class Storage:
     Args:
         reserve_bytes: address space per store; by default twice the machine's memory.
         backing: the kind of memory.
+        account: where everything in use is counted.
 
     Attributes:
         blobs: what variable columns of all kinds keep their values in.
     """
 
-    def __init__(self, *, reserve_bytes: int | None = None, backing: type[Backing] = PlatformBacking) -> None:
+    def __init__(
+        self,
+        *,
+        reserve_bytes: int | None = None,
+        backing: type[Backing] = PlatformBacking,
+        account: Account | None = None,
+    ) -> None:
+        self.account = account or Account()
         self._reserve_bytes = reserve_bytes
         self._backing = backing
         self._groups: weakref.WeakValueDictionary[tuple[ArraySpec, ...], RowStore] = weakref.WeakValueDictionary()
-        self.blobs = BlobStore(reserve_bytes=reserve_bytes, backing=backing)
+        self.blobs = BlobStore(reserve_bytes=reserve_bytes, backing=backing, account=self.account)
         self._is_watched = False
 
     def watch(self) -> None:
@@ -58,7 +67,9 @@ class Storage:
                     f"this server holds column groups of {MAX_KINDS} kinds (dtypes and shapes), its limit; "
                     "put None into the signature's shape where shapes vary from item to item"
                 )
-            store = RowStore(kind, self.blobs, reserve_bytes=self._reserve_bytes, backing=self._backing)
+            store = RowStore(
+                kind, self.blobs, reserve_bytes=self._reserve_bytes, backing=self._backing, account=self.account
+            )
             if self._is_watched:
                 store.watch = RowWatch(store.capacity)
             self._groups[kind] = store

@@ -40,6 +40,12 @@ class Holds:
         self.staged_rows += len(rows)
         self.pinned_rows += len(rows)
 
+    def settle(self, rows: Rows) -> None:
+        """Turn the pin of each row that `stage` pinned, and nobody else holds, into a reference."""
+        self.counts[as_run(rows) or rows] = 1
+        self.staged_rows -= len(rows)
+        self.pinned_rows -= len(rows)
+
     def retain(self, rows: Rows) -> None:
         """Add a reference to each of `rows`, none of which is free."""
         counts, n = self.counts, len(rows)

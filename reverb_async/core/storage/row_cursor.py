@@ -29,11 +29,15 @@ class RowCursor:
             rest = np.concatenate((rest, more)) if kept else more
             self._store.reserved_rows += len(more)
         self._rest = rest[n:]
-        self._store.reserved_rows -= n
+        store = self._store
+        store.reserved_rows -= n
+        store.account.used += n * store.width
         return rest[:n]
 
     def close(self) -> None:
         """Give back what was not taken; the cursor can be used again."""
         rest, self._rest = self._rest, self._rest[:0]
-        self._store.reserved_rows -= len(rest)
-        self._store.unpin(rest)
+        store = self._store
+        store.reserved_rows -= len(rest)
+        store.account.used += len(rest) * store.width  # what is freed is given back
+        store.unpin(rest)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from reverb_async.core.cut.store_cut import RowWatch, StoreCut
 from reverb_async.core.runs import as_run
 from reverb_async.core.spec import ArraySpec
+from reverb_async.core.storage.account import Account
 from reverb_async.core.storage.backing import Backing, PlatformBacking, aligned_empty
 from reverb_async.core.storage.columns import Column, Columns
 from reverb_async.core.storage.extents import Extents
@@ -47,6 +48,10 @@ class Blobs(Protocol):
     def sizes(self, handles: Handles) -> NDArray[np.int64]:
         """Return the bytes of each."""
 
+    @property
+    def largest_bytes(self) -> int:
+        """No value is larger than this."""
+
 
 class RowStore:
     """A column group: one array per column, one row per step, references and pins per row.
@@ -63,10 +68,12 @@ class RowStore:
         reserve_bytes: address space to reserve, and thereby the limit; by default twice the machine's memory.
         backing: the kind of memory.
         slack_bytes: free memory kept for reuse at least.
+        account: where rows in use are counted.
 
     Attributes:
         specs: one per column.
         row_bytes: bytes of a row in this store; 8 for each variable column.
+        width: what a row takes in all, its counts included.
         is_variable: whether there are any.
         columns: ``[capacity, *row_shape]`` each; for variable columns uint64 handles ``[capacity]``, 0 for no value.
             Not to be kept: where memory is not sparse they are replaced as the store grows.
@@ -82,7 +89,9 @@ class RowStore:
         reserve_bytes: int | None = None,
         backing: type[Backing] = PlatformBacking,
         slack_bytes: int = SLACK_BYTES,
+        account: Account | None = None,
     ) -> None:
+        self.account = account or Account()
         self.specs = tuple(specs)
         self._variable = [column for column, spec in enumerate(self.specs) if spec.is_variable]
         assert blobs is not None or not self._variable, "variable columns need a blob store"
@@ -93,6 +102,7 @@ class RowStore:
         self._slack_rows = slack_bytes // memory.width
         self._trim_rows = max(1, min(_TRIM_ROWS, _TRIM_BYTES // memory.width))
         self.row_bytes = memory.row_bytes
+        self.width = memory.width
         self.is_variable = bool(self._variable)
         self.columns = memory.arrays
         self.reserved_rows = 0
@@ -124,10 +134,14 @@ class RowStore:
         Raises:
             ResourceExhausted: the store is full.
         """
-        return self.claim(n) if n > 0 else np.empty(0, np.int64)
+        if n <= 0:
+            return np.empty(0, np.int64)
+        rows = self.claim(n)
+        self.account.used += n * self.width
+        return rows
 
     def claim(self, n: int, *, whole: bool = False) -> Rows:
-        """Take `n` > 0 free rows, or `n` and the rest of their extent, each with a pin."""
+        """Take `n` > 0 free rows, or `n` and the rest of their extent, each with a pin; whoever calls counts them."""
         needed = self._extents.used_rows + n
         if needed > self._memory.capacity:
             self._grow(needed)
@@ -186,6 +200,10 @@ class RowStore:
         """Add a reference to each of `rows`."""
         self._holds.retain(rows)
 
+    def settle(self, rows: Rows) -> None:
+        """Turn the lease of `rows`, of which nobody else knows yet, into a reference to each."""
+        self._holds.settle(rows)
+
     def release(self, rows: Rows) -> None:
         """Take a reference from each of `rows`; those without any hold left are free."""
         if self.watch is not None and self.watch.cut is not None:
@@ -222,6 +240,7 @@ class RowStore:
         else:
             n = len(rows)
             extents.free(rows)
+        self.account.give_back(n * self.width)
         slack = max(extents.used_rows >> 3, self._slack_rows)
         step = (self._slack_rows >> 2) + extents.size
         if extents.idle_rows > slack + step:  # in steps: a system call for a few pages costs as much as one for many
@@ -229,11 +248,12 @@ class RowStore:
 
     def _drop_blobs(self, column: int, rows: slice | Rows) -> None:
         handles = self.columns[column][rows]
+        if not handles.any():
+            return
+        assert self._blobs is not None
         held = handles[handles != 0]
-        if len(held):
-            assert self._blobs is not None
-            self.columns[column][rows] = 0
-            self._blobs.release(held)
+        self.columns[column][rows] = 0
+        self._blobs.release(held)
 
     def cut(self) -> StoreCut:
         """Return which rows items refer to now, to be read in slices; the last cut must be finished."""
@@ -253,6 +273,7 @@ class RowStore:
         """Let the first rows have these references, and those without any be free; int64 ``[n]``; for empty stores."""
         self._holds.counts[: len(references)] = references
         self._extents.adopt(references)
+        self.account.used += self._extents.used_rows * self.width
 
     def forget(self, rows: Rows) -> None:
         """Let go of the values of variable size in rows that nobody holds."""
@@ -328,6 +349,17 @@ class RowStore:
             assert self._blobs is not None
             nbytes += self._blobs.sizes(self.columns[column][rows]) - 8  # type: ignore[arg-type]  # variable: uint64
         return nbytes
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no row is in use."""
+        return self._extents.used_rows == self.reserved_rows
+
+    @property
+    def largest_bytes(self) -> int:
+        """No row has more bytes than this, as `bytes_of` counts them."""
+        largest = 0 if self._blobs is None else self._blobs.largest_bytes
+        return self.row_bytes + len(self._variable) * (largest - 8)
 
     def usage(self) -> StoreUsage:
         """Return how rows and memory are used. Rows a cursor keeps for later are free."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import grpclib.client
@@ -15,6 +14,7 @@ from grpclib.metadata import USER_AGENT, decode_bin_value, decode_grpc_message
 from grpclib.protocol import H2Protocol
 
 from reverb_async.core.buffer_pool import BufferPool
+from reverb_async.security.tls import HANDSHAKE_S, SHUTDOWN_S, ClientTLS
 from reverb_async.wire.codec import Body, Encoded
 from reverb_async.wire.grpc_codec import GrpcCodec, decode_body, encode_chunks
 from reverb_async.wire.http2.connection import MAX_MESSAGE_BYTES, Endpoint, Protocol
@@ -32,6 +32,7 @@ class ReplayChannel(grpclib.client.Channel):
         codec: `GrpcCodec(owned=True)` unless given.
         connect_timeout: seconds until an attempt to connect is given up.
         max_message_bytes: longer messages from the server are refused.
+        tls: how to encrypt, over TCP; None: not at all.
         silence_s: a connection on which nothing was heard for so long is given up, half of it after a PING; None: it is
             not watched, and asked nothing.
     """
@@ -43,7 +44,7 @@ class ReplayChannel(grpclib.client.Channel):
         *,
         path: str | None = None,
         codec: CodecBase | None = None,
-        ssl: ssl.SSLContext | None = None,
+        tls: ClientTLS | None = None,
         connect_timeout: float | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         silence_s: float | None = None,
@@ -54,11 +55,27 @@ class ReplayChannel(grpclib.client.Channel):
             stream_window=LARGEST_WINDOW, max_message_bytes=max_message_bytes, silence_s=silence_s
         )
         codec = codec or GrpcCodec(owned=True)
-        super().__init__(host, port, path=path, codec=codec, ssl=ssl, config=self._endpoint.config)
+        super().__init__(host, port, path=path, codec=codec, config=self._endpoint.config)
+        self._tls = tls
+        self._scheme = "http" if tls is None else "https"
 
     def _protocol_factory(self) -> H2Protocol:
         made = super()._protocol_factory()
         return cast("H2Protocol", chosen_protocol()(made.handler, made.config, made.h2_config, self._endpoint))
+
+    async def _create_connection(self) -> H2Protocol:
+        if self._tls is None:
+            return await super()._create_connection()
+        _, protocol = await asyncio.get_running_loop().create_connection(
+            cast("Callable[[], asyncio.Protocol]", self._protocol_factory),
+            self._host,
+            self._port,
+            ssl=self._tls.load(),
+            server_hostname=self._tls.server_name or self._host,
+            ssl_handshake_timeout=HANDSHAKE_S,
+            ssl_shutdown_timeout=SHUTDOWN_S,
+        )
+        return cast("H2Protocol", protocol)
 
     async def __connect__(self) -> H2Protocol:
         """Return the connection, made now if there is none.
@@ -82,7 +99,7 @@ class ReplayChannel(grpclib.client.Channel):
             protocol.processor.close()
         super().close()
 
-    async def open_call(self, path: str) -> Call:
+    async def open_call(self, path: str, more_headers: Sequence[tuple[str, str]] = ()) -> Call:
         """Send the headers of a call of method `path`.
 
         Raises:
@@ -99,6 +116,7 @@ class ReplayChannel(grpclib.client.Channel):
             ("te", "trailers"),
             ("content-type", GRPC_CONTENT_TYPE),
             ("user-agent", USER_AGENT),
+            *more_headers,
         ]
         release = await stream.send_request(headers, _processor=protocol.processor)
         return Call(stream, release, self._codec)

@@ -69,10 +69,9 @@ class FastStream(Stream):
         h2_stream = self._h2_connection.streams.get(self.id)
         return 0 if h2_stream is None else h2_stream._inbound_window_manager.max_window_size
 
-    @property
-    def has_message(self) -> bool:
-        """Whether `receive` returns a message at once."""
-        return self.buffer.has_message
+    def ready(self, most: int, nbytes: int) -> list[Body]:
+        """Return the next messages that are here whole: at most so many, and none behind so many bytes."""
+        return self.buffer.ready(most, nbytes)
 
     def receive(self) -> Coroutine[Any, Any, Body | None]:
         """Return the next message's body, None at the end of the stream. Cancelling loses nothing.
@@ -90,7 +89,11 @@ class FastStream(Stream):
         """Return a message's prefix or, called next, its body: for those who read as grpclib does."""
         if self._body is None:
             self._body = await self.buffer.message()
-            return b"" if self._body is None else message_prefix(len(self._body))
+            if self._body is None:
+                self._check_end()
+                return b""
+            self.needs_message = False
+            return message_prefix(len(self._body))
         body, self._body = self._body, None
         return bytes(body)
 
@@ -107,6 +110,7 @@ class FastStream(Stream):
         h2_stream = h2_connection.streams.get(self.id)
         if self.terminated is not None or h2_stream is None:
             raise StreamClosedError(self.id)
+        self.answered = True
         if sum(len(name) + len(value) for name, value in headers) > MAX_PLAIN_HEADERS:
             h2_connection.send_headers(self.id, headers, end_stream=end_stream)
             connection.flush()
@@ -188,8 +192,7 @@ class FastStream(Stream):
                     raise self._refusal_to_send()
                 window = min(h2_connection.outbound_flow_control_window, h2_stream.outbound_flow_control_window)
                 if window <= 0:  # it can become negative
-                    self.window_updated.clear()
-                    await self.window_updated.wait()
+                    await self._starve()
                     continue
                 frame = min(left, window, h2_connection.max_outbound_frame_size)
                 header = FRAME_HEADER.pack(frame >> 8, frame & 0xFF, 0, 0, self.id)
@@ -203,9 +206,13 @@ class FastStream(Stream):
                 h2_connection.outbound_flow_control_window -= frame
                 h2_stream.outbound_flow_control_window -= frame
                 left -= frame
+                self.framed += frame
+                connection.framed += frame
         finally:
             self._num_sending -= 1
-            if 0 < left < size:
+            if connection.starving and not self._num_sending:
+                connection.starving.pop(self, None)
+            if 0 < left < size and self.stalled is None:
                 self.abort("a message was cut short")
         self._count_sent(size)
         if end_stream:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
 from hpack import Decoder, Encoder, HeaderTuple
 from hpack.table import HeaderTable
+
+# It logs every header, and so every token, of programs that log everything from DEBUG on.
+logging.getLogger("hpack").setLevel(logging.INFO)
 
 MAX_BLOCKS = 32
 """What is remembered at most; then it begins anew."""

@@ -8,10 +8,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
+from grpclib.exceptions import GRPCError
 from numpy.typing import NDArray
 
+from reverb_async.errors import ResourceExhausted
 from reverb_async.wire.codec import Body
 from reverb_async.wire.http2.stream import PREFIX_BYTES
+from reverb_async.wire.http2.window import Hold
+from reverb_async.wire.status import to_grpc_error
 
 if TYPE_CHECKING:
     from reverb_async.wire.http2.fast_stream import FastStream
@@ -35,8 +39,8 @@ MAX_UNREAD = 256
 class MessageBuffer:
     """Puts a stream's messages together and returns credit for what is read.
 
-    Credit for a message returns when it is read, while somebody waits for it: as it arrives. What is not read is thus
-    bounded by the stream's window.
+    Credit for a message returns when it is read, while somebody waits for it: as it arrives, as soon as there is room
+    for a long one. What is not read is thus bounded by the stream's window.
 
     Args:
         stream: whose messages these are.
@@ -54,6 +58,8 @@ class MessageBuffer:
         self._filled = 0
         self._credited = 0
         self._expected = False
+        self._hold: Hold | None = None  # room for the message that is coming
+        self._failure: GRPCError | None = None
         self._refused = b""  # the prefix of a message that is not taken
         self._withheld = 0
         self._ended = False
@@ -61,6 +67,8 @@ class MessageBuffer:
         self.stopped = False
         """Nothing more is taken, for `finish` was called and what had begun to arrive is here."""
         self._dropped = False
+        self._is_deaf = False  # stopped or dropped: credit for what comes goes back at once
+        self._most_unread = MAX_UNREAD
         self._waiter: asyncio.Future[None] | None = None
         self.take: Callable[[Body], bool] | None = None
         """Is offered short messages while somebody waits for one; returns whether it took it."""
@@ -70,11 +78,6 @@ class MessageBuffer:
         """Whether there is a whole message, or more than is looked at before some were read."""
         return bool(self._messages or self._backlog)
 
-    @property
-    def has_message(self) -> bool:
-        """Whether a message is here whole."""
-        return bool(self._messages)
-
     async def message(self) -> Body | None:
         """Return the next message, None at the end of the stream. Cancelling loses nothing.
 
@@ -83,6 +86,8 @@ class MessageBuffer:
             StreamTerminatedError: the stream was reset or its connection lost in the midst of it.
         """
         while not self._messages:
+            if self._failure is not None:
+                raise self._failure
             if self._backlog:
                 self._parse_backlog()
                 if self._finishing:
@@ -111,6 +116,20 @@ class MessageBuffer:
         self._stream.credit(owed)
         return body
 
+    def ready(self, most: int, nbytes: int) -> list[Body]:
+        """Return the next messages that are here whole: at most so many, and none behind so many bytes."""
+        bodies: list[Body] = []
+        credit = 0
+        while self._messages and len(bodies) < most and nbytes > 0:
+            body, owed, expected = self._messages.popleft()
+            if not expected:
+                self._stream.expect(len(body))
+            credit += owed
+            nbytes -= len(body)
+            bodies.append(body)
+        self._stream.credit(credit)
+        return bodies
+
     def room(self, limit: int) -> memoryview | None:
         """Return where the next bytes of the current message belong, at most `limit`; None if they must be fed."""
         if self._memory is None or self._backlog:
@@ -130,7 +149,7 @@ class MessageBuffer:
 
     def feed(self, data: memoryview) -> None:
         """Take the stream's next bytes; they are copied."""
-        if self._dropped or self.stopped:
+        if self._is_deaf:
             self._stream.credit(len(data))
             return
         if self._backlog:
@@ -156,7 +175,7 @@ class MessageBuffer:
     def _parse(self, data: memoryview) -> int:
         """Take the stream's next bytes until too many messages are unread or one is refused; return how many."""
         position, end = 0, len(data)
-        while position < end and not (self._refused or self.stopped) and len(self._messages) < MAX_UNREAD:
+        while position < end and not self._refused and len(self._messages) < self._most_unread:
             if self._size < 0:
                 stop = min(end, position + PREFIX_BYTES - len(self._prefix))
                 self._prefix += data[position:stop]
@@ -197,14 +216,16 @@ class MessageBuffer:
 
     def _stop_if_whole(self) -> None:
         if self._size < 0 and not (self._prefix or self._backlog or self._ended):
-            self.stopped = True
+            self.stopped = self._is_deaf = True
+            self._most_unread = 0
             self.eof()
 
     def drop(self) -> None:
         """Forget everything, now and what is to come, and return the credit for it."""
         if self._dropped:
             return
-        self._dropped = True
+        self._dropped = self._is_deaf = True
+        self._let_go()
         self.take = None
         owed = sum(owed for _, owed, _ in self._messages) + self._withheld + len(self._backlog)
         owed += len(self._prefix) if self._size < 0 else PREFIX_BYTES + self._filled - self._credited
@@ -238,8 +259,24 @@ class MessageBuffer:
         """Prepare for the message that comes: somebody waits for it."""
         if not self._expected:
             self._expected = True
-            self._stream.expect(self._size)
+            self._hold = self._stream.hold(self._size, self._granted, self._fail)
+            if self._hold is None or self._hold.is_granted:
+                self._stream.expect(self._size)
         self._take_memory()
+
+    def _granted(self) -> None:
+        """Let the message come: there is room for it now."""
+        self._stream.expect(self._size)
+        self._credit_arrived()
+
+    def _fail(self, error: ResourceExhausted) -> None:
+        self._failure = to_grpc_error(error)
+        self._wake()
+
+    def _let_go(self) -> None:
+        if self._hold is not None:
+            hold, self._hold = self._hold, None
+            self._stream.release(hold)
 
     def _take_memory(self) -> None:
         """Give the message its memory if it is due."""
@@ -251,12 +288,15 @@ class MessageBuffer:
         self._kept = bytearray()
 
     def _credit_arrived(self) -> None:
+        if self._hold is not None and not self._hold.is_granted:
+            return
         arrived = PREFIX_BYTES + self._filled
         self._stream.credit(arrived - self._credited)
         self._credited = arrived
 
     def _finish(self, body: Body | None) -> None:
         assert body is not None
+        self._let_go()
         owed, expected = PREFIX_BYTES + self._size - self._credited, self._expected
         self._prefix = b""
         self._size = -1

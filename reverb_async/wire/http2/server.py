@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import ssl as tls
+import struct
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
@@ -11,13 +14,17 @@ from typing import TYPE_CHECKING, Any, cast
 import grpclib.server
 from grpclib.encoding.base import CodecBase
 from grpclib.events import RecvRequest, SendTrailingMetadata, listen
-from grpclib.protocol import H2Protocol
+from grpclib.protocol import H2Protocol, Peer
 
+from reverb_async.core.buffer_pool import BufferPool
 from reverb_async.errors import TableClosed
+from reverb_async.security.tls import HANDSHAKE_S, SHUTDOWN_S
 from reverb_async.wire.grpc_codec import GrpcCodec
 from reverb_async.wire.http2.connection import MAX_MESSAGE_BYTES, Endpoint
 from reverb_async.wire.http2.data_path import chosen_protocol
+from reverb_async.wire.http2.guards import ConnectionStats, Guards
 from reverb_async.wire.http2.stream import Stream
+from reverb_async.wire.http2.unary import CallHandler
 from reverb_async.wire.http2.window import WindowBudget
 from reverb_async.wire.status import ERROR_KEY, pack_details, to_grpc_error
 
@@ -26,6 +33,8 @@ if TYPE_CHECKING:
 
 WINDOW_BYTES = 256 << 20
 
+_CREDENTIALS = struct.Struct("3i")
+"""Process, user and group of a Unix socket's peer."""
 LINGER_S = 0.5
 """A peer without a call has so long to leave, having been told to, before its connection is closed."""
 
@@ -43,7 +52,11 @@ class ReplayServer(grpclib.server.Server):
         codec: `GrpcCodec` unless given.
         max_message_bytes: longer messages are refused with RESOURCE_EXHAUSTED before they are read.
         message_limits: other limits for some services, by full name, or for some methods, by path.
+        storing: paths of the methods whose messages bring what is stored; see `WindowBudget.may_store`.
         window_budget: what streams may receive unread beyond 64 KiB each; servers may share one.
+        pool: memory for long messages; servers may share one.
+        guards: limits of connections.
+        stats: counts connections; servers may share one, and with it the limit on connections.
     """
 
     def __init__(
@@ -53,26 +66,73 @@ class ReplayServer(grpclib.server.Server):
         codec: CodecBase | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         message_limits: Mapping[str, int] | None = None,
+        storing: Collection[str] = (),
         window_budget: WindowBudget | None = None,
+        pool: BufferPool | None = None,
+        guards: Guards | None = None,
+        stats: ConnectionStats | None = None,
     ) -> None:
         self.window_budget = WindowBudget(WINDOW_BYTES) if window_budget is None else window_budget
         self._endpoint = Endpoint(
             max_message_bytes=max_message_bytes,
             message_limits=dict(message_limits or {}),
+            storing=frozenset(storing),
             window_budget=self.window_budget,
+            pool=pool or BufferPool(),
+            entered=lambda connection: self._handlers.add(cast("grpclib.server.Handler", connection.handler)),
+            guards=guards or Guards(),
+            stats=stats or ConnectionStats(),
         )
         chosen_protocol()  # refuses a choice that is none now, instead of every connection later
         super().__init__(handlers, codec=codec or GrpcCodec(), config=self._endpoint.config)
+        # As grpclib's, but a header that is not ASCII is a fault of one stream's: `Processor` looks for it.
+        self._h2_config.header_encoding = "latin-1"
         listen(self, SendTrailingMetadata, _add_details)
+        self._endpoint.unary = frozenset(
+            path for path, handler in self._mapping.items() if not handler.cardinality.client_streaming
+        )
 
     def _protocol_factory(self) -> H2Protocol:
-        made = super()._protocol_factory()
-        return cast("H2Protocol", chosen_protocol()(made.handler, made.config, made.h2_config, self._endpoint))
+        self.__gc_step__()
+        # It joins the others in `connection_made`: a TLS handshake that fails would leave it behind.
+        handler = CallHandler(self._mapping, self._codec, self._status_details_codec, self.__dispatch__)
+        return cast("H2Protocol", chosen_protocol()(handler, self._config, self._h2_config, self._endpoint))
+
+    async def start(  # type: ignore[override]
+        self,
+        host: str | None = None,
+        port: int | None = None,
+        *,
+        path: str | None = None,
+        ssl: tls.SSLContext | None = None,
+    ) -> None:
+        """Listen on a TCP address, with TLS if there is a context for it, or on a Unix socket.
+
+        Raises:
+            OSError: the address is taken, or none.
+        """
+        if ssl is None or port is None:
+            await super().start(host, port, path=path)
+            return
+        self._server = await self._loop.create_server(
+            self._protocol_factory,
+            host,
+            port,
+            ssl=ssl,
+            ssl_handshake_timeout=HANDSHAKE_S,
+            ssl_shutdown_timeout=SHUTDOWN_S,
+        )
+        self._server_closed_fut = self._loop.create_future()
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
         """The sockets that listen; empty before `start` and after `close`."""
         return () if self._server is None else tuple(cast("asyncio.Server", self._server).sockets)
+
+    @property
+    def stats(self) -> ConnectionStats:
+        """How many connections there are, and what became of others."""
+        return self._endpoint.stats
 
     @property
     def num_connections(self) -> int:
@@ -158,6 +218,18 @@ def transport_of(stream: grpclib.server.Stream[Any, Any]) -> Stream:
     """Return the HTTP/2 stream under a handler's stream."""
     assert isinstance(stream._stream, Stream)
     return stream._stream
+
+
+def peer_name(peer: Peer) -> str:
+    """Return where a peer is, for people: ``"host:port"``, or its process behind a Unix socket."""
+    address = peer.addr()
+    if isinstance(address, tuple) and len(address) >= 2:
+        return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
+    sock = peer._transport.get_extra_info("socket")
+    if sock is not None and hasattr(socket, "SO_PEERCRED"):
+        with contextlib.suppress(OSError):
+            return f"process {_CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]}"
+    return "a process of this machine"
 
 
 def abort_server_stream(stream: grpclib.server.Stream[Any, Any]) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import grpclib.protocol
 from grpclib.const import Status
@@ -18,8 +18,9 @@ from h2.exceptions import StreamClosedError, TooManyStreamsError
 
 from reverb_async.errors import InvalidArgument, ResourceExhausted
 from reverb_async.wire.codec import Body, Encoded
+from reverb_async.wire.http2.guards import Stalled
 from reverb_async.wire.http2.receive_buffer import ReceiveBuffer
-from reverb_async.wire.http2.window import StreamWindow
+from reverb_async.wire.http2.window import INITIAL_WINDOW, Hold, StreamWindow
 from reverb_async.wire.status import to_grpc_error
 
 if TYPE_CHECKING:
@@ -37,10 +38,23 @@ def message_prefix(size: int) -> bytes:
 
 
 class Stream(grpclib.protocol.Stream):
-    """A stream that bounds its messages, grows its window, and whose waits all end with it."""
+    """A stream that bounds its messages, grows its window, and whose waits all end with it.
+
+    Attributes:
+        is_stored: whether what its messages bring is stored by the server.
+    """
 
     buffer: ReceiveBuffer  # type: ignore[assignment]
     connection: Connection
+
+    needs_message = False
+    """Whether a call that ends now has ended too early."""
+    answered = False
+    """Whether this side has sent headers."""
+    framed = 0
+    """Bytes of messages handed to the transport."""
+    stalled: float | None = None
+    """For how many seconds the peer gave no credit, once that was too long."""
 
     def __init__(
         self,
@@ -53,7 +67,9 @@ class Stream(grpclib.protocol.Stream):
     ) -> None:
         self.max_message_bytes = connection.max_message_bytes
         self.terminated: str | None = None
+        self.is_stored = False
         self._window = StreamWindow(connection.window_budget)
+        self._unit: Hold | None = None
         self._prefix = b""
         self._body_is_next = False
         super().__init__(connection, h2_connection, transport, stream_id=stream_id, wrapper=wrapper)
@@ -81,16 +97,17 @@ class Stream(grpclib.protocol.Stream):
         if not self._prefix:
             prefix = await self.buffer.read(PREFIX_BYTES, is_first=True)
             if not prefix:
+                self._check_end()
                 return b""
+            self.needs_message = False
             self._check_prefix(prefix)
             self._prefix = prefix
         self._body_is_next = True
         return self._prefix
 
-    @property
-    def has_message(self) -> bool:
-        """Whether a message is known to be here whole, so that `receive` returns it at once."""
-        return False
+    def ready(self, most: int, nbytes: int) -> list[Body]:
+        """Return the next messages that are known to be here whole, at most so many, and none behind so many bytes."""
+        return []
 
     async def receive(self) -> Body | None:
         """Return the next message's body, None at the end of the stream. Cancelling loses nothing.
@@ -103,6 +120,11 @@ class Stream(grpclib.protocol.Stream):
 
     def listen(self, take: Callable[[Body], bool]) -> None:
         """Offer short messages that somebody waits for to `take`, which returns whether it took them; or offer none."""
+
+    def _check_end(self) -> None:
+        """Refuse a call of a unary method that has ended without a message."""
+        if self.needs_message:
+            raise to_grpc_error(InvalidArgument("the call ended without a message"))
 
     def finish_reading(self) -> None:
         """Let the reader come to an end after what has been received, or has begun to be; never waits."""
@@ -131,7 +153,9 @@ class Stream(grpclib.protocol.Stream):
         length = int.from_bytes(prefix[1:], "big")
         if length > self.max_message_bytes:
             return to_grpc_error(
-                ResourceExhausted(f"a message of {length} bytes exceeds the limit of {self.max_message_bytes}")
+                ResourceExhausted(
+                    f"a message of {length} bytes exceeds the limit of {self.max_message_bytes} (max_message_bytes)"
+                )
             )
         return None
 
@@ -142,6 +166,58 @@ class Stream(grpclib.protocol.Stream):
             assert self.id is not None
             self._h2_connection.increment_flow_control_window(raised, self.id)
             self.connection.flush()
+
+    def hold(
+        self, length: int, granted: Callable[[], object], failed: Callable[[ResourceExhausted], object]
+    ) -> Hold | None:
+        """Ask for room for a long message that is about to come; None if it may come in any case.
+
+        Args:
+            length: the message's.
+            granted: called when there is room, unless there is now.
+            failed: called when there will be none.
+        """
+        budget = self._window.budget
+        if budget is None or length <= INITIAL_WINDOW or self._unit is not None:
+            return None
+        hold = Hold(length, self.is_stored, granted, failed)
+        budget.hold(hold)
+        return hold
+
+    def release(self, hold: Hold) -> None:
+        """Return the room for a message, or do without."""
+        assert self.connection.window_budget is not None
+        self.connection.window_budget.release(hold)
+
+    async def hold_unit(self, length: int) -> None:
+        """Wait for room for a message of this length, of which a part has come; `release_unit` when it is complete.
+
+        Its parts need no room of their own.
+
+        Raises:
+            GRPCError: there will be none.
+        """
+        if self._window.budget is None or self._unit is not None:
+            return
+        room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def grant() -> None:
+            if not room.done():
+                room.set_result(None)
+
+        def fail(error: ResourceExhausted) -> None:
+            if not room.done():
+                room.set_exception(to_grpc_error(error))
+
+        self._unit = self.hold(length, grant, fail)
+        if self._unit is not None and not self._unit.is_granted:
+            await room
+
+    def release_unit(self) -> None:
+        """Return what `hold_unit` took, if it did."""
+        if self._unit is not None:
+            unit, self._unit = self._unit, None
+            self.release(unit)
 
     def cut_off(self, missing: int) -> Exception:
         """Return what a reader is to meet whose message has ended before its end."""
@@ -180,6 +256,7 @@ class Stream(grpclib.protocol.Stream):
         await self.connection.write_ready.wait()
         if self.terminated is not None or self.id not in self._h2_connection.streams:
             raise StreamClosedError(self.id)
+        self.answered = True
         self._h2_connection.send_headers(self.id, headers, end_stream=end_stream)
         self.connection.flush()
         self.connection.headers_send_process()
@@ -199,20 +276,48 @@ class Stream(grpclib.protocol.Stream):
         h2_connection = self._h2_connection
         if end_stream and not view:
             return await self.end()
-        while view:
-            await self._writable()
-            window = h2_connection.local_flow_control_window(self.id)
-            if window <= 0:
-                self.window_updated.clear()
-                await self.window_updated.wait()
-                continue
-            size = min(len(view), window, h2_connection.max_outbound_frame_size)
-            chunk, view = view[:size], view[size:]
-            h2_connection.send_data(self.id, chunk, end_stream=end_stream and not view)
-            self.connection.flush()
-            self.data_sent += size
-            self.connection.data_sent += size
-            self.connection.data_send_process()
+        try:
+            while view:
+                await self._writable()
+                window = h2_connection.local_flow_control_window(self.id)
+                if window <= 0:
+                    await self._starve()
+                    continue
+                size = min(len(view), window, h2_connection.max_outbound_frame_size)
+                chunk, view = view[:size], view[size:]
+                h2_connection.send_data(self.id, chunk, end_stream=end_stream and not view)
+                self.connection.flush()
+                self.framed += size
+                self.connection.framed += size
+                self.data_sent += size
+                self.connection.data_sent += size
+                self.connection.data_send_process()
+        finally:
+            self.connection.starving.pop(self, None)
+
+    @property
+    def send_window(self) -> int:
+        """The peer's credit for this stream alone."""
+        h2_stream = self._h2_connection.streams.get(cast("int", self.id))
+        return 0 if h2_stream is None else h2_stream.outbound_flow_control_window
+
+    async def _starve(self) -> None:
+        """Wait for credit.
+
+        Raises:
+            Stalled: there was none for too long.
+        """
+        if self.stalled is None:
+            self.window_updated.clear()
+            self.connection.starving.setdefault(self, None)
+            await self.window_updated.wait()
+        if self.stalled is not None:
+            raise Stalled(self.stalled)
+
+    def stall(self, timeout: float) -> None:
+        """Let whoever sends fail: there was no credit for `timeout` seconds."""
+        self.stalled = timeout
+        self.window_updated.set()
 
     async def end(self) -> None:
         """End this side."""
@@ -265,6 +370,7 @@ class Stream(grpclib.protocol.Stream):
 
     def close_window(self) -> None:
         """Return what the stream holds of the window budget."""
+        self.release_unit()
         self._window.close()
 
     def __terminated__(self, reason: str) -> None:

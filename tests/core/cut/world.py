@@ -217,7 +217,7 @@ def visible(world: World, *, settled: bool) -> dict[str, Any]:
     return {
         **{name: _table(table.state, settled) for name, table in replay.tables.items()},
         "encoded": replay.encoded.counters(),
-        "sessions": replay.sessions.describe(),
+        "sessions": replay.sessions.snapshot().describe(),
     }
 
 

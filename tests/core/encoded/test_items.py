@@ -99,7 +99,7 @@ class TestAnswers:
         assert len(answers) == 4
         for key, (trajectory, shown) in zip((3, 1, 2, 1), answers, strict=True):
             assert bytes(trajectory) == sent[key].trajectory
-            assert sorted(map(bytes, shown)) == sorted(of_row[row] for row in sent[key].chunks.tolist())
+            assert sorted(map(bytes, shown)) == sorted(of_row[row] for row in sent[key].chunks)
 
 
 class TestBlocks:

@@ -7,7 +7,6 @@ from encoded_rig import item
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reverb_async.core.encoded import EncodedItem, records
 from reverb_async.core.encoded.records import read_slices, read_trajectories, split, write_record, write_records
 from reverb_async.core.runs import join
 from reverb_async.core.variable import VariableRows
@@ -56,10 +55,3 @@ def test_records_written_together_are_those_written_one_by_one(chunks: list[list
     assert found.rows().tolist() == expected.rows().tolist()
     assert found.length.tolist() == expected.length.tolist()
     assert found.pieces.keys() == expected.pieces.keys()
-
-
-def test_what_items_of_many_slices_show_is_not_remembered():
-    before = records._remembered_words.cache_info().currsize
-    columns = (tuple((0, offset, 1, 0) for offset in range(10_000)),)
-    write_record(EncodedItem(np.array([7]), columns, bytes(60_000), 10_000))
-    assert records._remembered_words.cache_info().currsize == before

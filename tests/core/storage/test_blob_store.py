@@ -81,6 +81,14 @@ def test_a_blob_lives_as_long_as_somebody_counts_it() -> None:
     assert store.usage().live_rows == 0
 
 
+def test_the_largest_size_is_known_without_a_look_at_the_blobs() -> None:
+    store = BlobStore(reserve_bytes=1 << 22)
+    for size in (1, 500, 70):
+        handles = put(store, b"x" * size)
+        assert store.largest_bytes >= store.sizes(handles).max()
+    assert store.largest_bytes <= 500 * 9 / 8
+
+
 def test_freed_blobs_are_replaced_in_place() -> None:
     store = BlobStore(reserve_bytes=1 << 22)
     for _ in range(50):
@@ -89,14 +97,15 @@ def test_freed_blobs_are_replaced_in_place() -> None:
     assert int((handles & np.uint64(0xFFFF_FFFF)).max()) <= 640
 
 
-def test_all_blobs_are_stored_or_none() -> None:
-    store = BlobStore(reserve_bytes=1 << 17)
+@pytest.mark.parametrize(("room", "size", "count"), [(1 << 17, 1000, 100), (6 << 20, 1 << 20, 6)])
+def test_all_blobs_are_stored_or_none(room: int, size: int, count: int) -> None:
+    store = BlobStore(reserve_bytes=room)
     with pytest.raises(ResourceExhausted, match="full"):
-        put(store, b"small", *[b"x" * 1000] * 100)
+        put(store, b"small", *[b"x" * size] * count)
     usage = store.usage()
     assert (usage.live_rows, usage.staged_rows, usage.pinned_rows) == (0, 0, 0)
-    handles = put(store, *[b"x" * 1000] * 60)
-    assert get(store, handles[:1]) == [b"x" * 1000]
+    handles = put(store, *[b"x" * size] * (count // 2))
+    assert get(store, handles[:1]) == [b"x" * size]
 
 
 def test_a_blob_too_large_for_the_reservation_is_refused() -> None:

@@ -67,7 +67,7 @@ def histories(draw: st.DrawFn) -> list[tuple[str, list[int]]]:
         lambda run: list(range(run[0], min(sum(run), CAPACITY)))
     )
     numbers = st.one_of(runs, st.lists(st.integers(0, CAPACITY - 1), max_size=12))
-    return draw(st.lists(st.tuples(st.sampled_from(["stage", "retain", "release", "pin", "unpin"]), numbers)))
+    return draw(st.lists(st.tuples(st.sampled_from(["stage", "settle", "retain", "release", "pin", "unpin"]), numbers)))
 
 
 @given(histories())
@@ -81,6 +81,11 @@ def test_counts_agree_with_two_counters(history: list[tuple[str, list[int]]]) ->
             fresh = [row for row in dict.fromkeys(numbers) if row not in held]
             holds.stage(rows(*fresh))
             pins.update(fresh)
+        elif action == "settle":
+            fresh = [row for row in dict.fromkeys(numbers) if pins[row] == 1 and not references[row]]
+            holds.settle(rows(*fresh))
+            pins.subtract(fresh)
+            references.update(fresh)
         elif action in ("retain", "pin"):
             kept = [row for row in numbers if row in held]
             (holds.retain if action == "retain" else holds.pin)(rows(*kept))

@@ -23,12 +23,17 @@ def enter() -> int:
 
 def serve(config: str) -> str:
     """Start a server; return its address. The one before is stopped."""
-    while _serving:
-        _serving.pop().stop()
+    stop()
     parsed = text_format.Parse(config, reverb_config_pb2.ReverbServerConfig())
     tables = server_from_proto.tables_from_proto(parsed.tables)
     _serving.append(reverb.Server([_signed(*pair) for pair in zip(tables, parsed.tables, strict=True)]))
     return f"localhost:{_serving[0].port}"
+
+
+def stop() -> None:
+    """Stop the server, if there is one."""
+    while _serving:
+        _serving.pop().stop()
 
 
 def _signed(table: reverb.Table, described: Any) -> reverb.Table:

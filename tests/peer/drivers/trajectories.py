@@ -89,6 +89,35 @@ def steps_are_chosen_one_by_one(client: reverb.Client) -> None:
 
 
 @on(table(max_times_sampled=1))
+def steps_picked_within_a_chunk_are_neighbours_to_the_client(client: reverb.Client) -> None:
+    """It sends the first of them and their number; what comes back shows it, whatever the server."""
+    with client.trajectory_writer(num_keep_alive_refs=6) as writer:
+        writer.configure(("frame",), num_keep_alive_refs=6, max_chunk_length=6)
+        for number in range(6):
+            writer.append(step(number))
+        for picked in ([3, 3], [0, 2, 4], [2, 1]):
+            writer.create_item("t", 1.0, {"a": writer.history["frame"][picked]})
+        writer.flush()
+    for shown in ([3, 4], [0, 1, 2], [2, 3]):
+        np.testing.assert_array_equal(columns(client)[0], frames(*shown))
+
+
+@on(table(), needs_ours=True)
+def a_step_repeated_beyond_its_chunk_is_refused_to_its_writer(client: reverb.Client) -> None:
+    """The genuine server takes it; then whoever samples it fails."""
+    client.insert(np.int32(5), {"t": 1.0})
+    writer = client.trajectory_writer(num_keep_alive_refs=6)
+    writer.configure(("frame",), num_keep_alive_refs=6, max_chunk_length=6)
+    for number in range(6):
+        writer.append(step(number))
+    writer.create_item("t", 1.0, {"a": writer.history["frame"][[5, 5]]})
+    raises(ValueError, "rows 5 to 6 are shown of tensor 0 of a chunk, which has 6", writer.flush)
+    writer.close()
+    assert size_of(client) == 1
+    np.testing.assert_array_equal(columns(client)[0], [5])
+
+
+@on(table(max_times_sampled=1))
 def steps_are_written_in_parts(client: reverb.Client) -> None:
     with client.trajectory_writer(num_keep_alive_refs=4) as writer:
         for number in range(4):

@@ -4,6 +4,7 @@
 # This file has been @generated
 
 __all__ = (
+    "Alarm",
     "CallStats",
     "CheckpointRequest",
     "CheckpointResponse",
@@ -22,6 +23,8 @@ __all__ = (
     "SelectorOptionsPrioritized",
     "ServerInfoRequest",
     "ServerInfoResponse",
+    "ServerStatusRequest",
+    "ServerStatusResponse",
     "SharedMemory",
     "TableInfo",
     "Waiter",
@@ -44,6 +47,31 @@ if TYPE_CHECKING:
 
 _COMPILER_VERSION = "0.10.1"
 betterproto2.check_compiler_version(_COMPILER_VERSION)
+
+
+@dataclass(eq=False, repr=False)
+class Alarm(betterproto2.Message):
+    """
+    Something that is wrong with the server.
+    """
+
+    name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    What kind of thing: "memory".
+    """
+
+    message: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    What it is, in words.
+    """
+
+    since: "float" = betterproto2.field(3, betterproto2.TYPE_DOUBLE)
+    """
+    Seconds since the epoch.
+    """
+
+
+default_message_pool.register_message("reverb_async.v1", "Alarm", Alarm)
 
 
 @dataclass(eq=False, repr=False)
@@ -321,6 +349,80 @@ default_message_pool.register_message("reverb_async.v1", "ServerInfoResponse", S
 
 
 @dataclass(eq=False, repr=False)
+class ServerStatusRequest(betterproto2.Message):
+    pass
+
+
+default_message_pool.register_message("reverb_async.v1", "ServerStatusRequest", ServerStatusRequest)
+
+
+@dataclass(eq=False, repr=False)
+class ServerStatusResponse(betterproto2.Message):
+    """
+    Sizes are bytes.
+    """
+
+    epoch: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+    """
+    16 bytes, new for every start of the server.
+    """
+
+    uptime: "float" = betterproto2.field(2, betterproto2.TYPE_DOUBLE)
+    """
+    Seconds since the start.
+    """
+
+    memory_used: "int" = betterproto2.field(3, betterproto2.TYPE_UINT64)
+    """
+    What the server holds, as its limit counts.
+    """
+
+    memory_limit: "int" = betterproto2.field(4, betterproto2.TYPE_UINT64)
+    """
+    0: there is none.
+    """
+
+    stored_bytes: "int" = betterproto2.field(5, betterproto2.TYPE_UINT64)
+    """
+    Of `memory_used`: rows, values and indices of items, steps that no item shows, messages being sent.
+    """
+
+    staged_rows: "int" = betterproto2.field(6, betterproto2.TYPE_UINT64)
+    """
+    Rows that no item shows.
+    """
+
+    received_bytes: "int" = betterproto2.field(7, betterproto2.TYPE_UINT64)
+    """
+    Of `memory_used`: messages being received.
+    """
+
+    cached_bytes: "int" = betterproto2.field(8, betterproto2.TYPE_UINT64)
+    """
+    Of `memory_used`: items kept decoded or encoded.
+    """
+
+    num_refused: "int" = betterproto2.field(9, betterproto2.TYPE_UINT64)
+    """
+    How often inserts were refused because memory stayed full.
+    """
+
+    connections: "int" = betterproto2.field(10, betterproto2.TYPE_UINT64)
+
+    max_connections: "int" = betterproto2.field(11, betterproto2.TYPE_UINT64)
+
+    writers: "int" = betterproto2.field(12, betterproto2.TYPE_UINT64)
+    """
+    Insert streams that are open.
+    """
+
+    alarms: "list[Alarm]" = betterproto2.field(13, betterproto2.TYPE_MESSAGE, repeated=True)
+
+
+default_message_pool.register_message("reverb_async.v1", "ServerStatusResponse", ServerStatusResponse)
+
+
+@dataclass(eq=False, repr=False)
 class SharedMemory(betterproto2.Message):
     """
     How a client on the same host and of the same user finds the server's memory in /proc, and sees that it is the right one.
@@ -447,6 +549,11 @@ class Waiter(betterproto2.Message):
     """
 
     count: "int" = betterproto2.field(4, betterproto2.TYPE_UINT64)
+
+    peers: "list[str]" = betterproto2.field(5, betterproto2.TYPE_STRING, repeated=True)
+    """
+    Where the first few of them come from, "host:port" say; for people.
+    """
 
 
 default_message_pool.register_message("reverb_async.v1", "Waiter", Waiter)
@@ -614,6 +721,30 @@ class ReplayStub(betterproto2_grpclib.ServiceStub):
             metadata=metadata,
         )
 
+    async def server_status(
+        self,
+        message: "ServerStatusRequest | None" = None,
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "ServerStatusResponse":
+        """
+        Describes the server itself: memory, connections, what is wrong.
+        """
+
+        if message is None:
+            message = ServerStatusRequest()
+
+        return await self._unary_unary(
+            "/reverb_async.v1.Replay/ServerStatus",
+            message,
+            ServerStatusResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
     async def checkpoint(
         self,
         message: "CheckpointRequest | None" = None,
@@ -697,6 +828,13 @@ class ReplayBase(betterproto2_grpclib.ServiceBase):
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
+    async def server_status(self, message: "ServerStatusRequest") -> "ServerStatusResponse":
+        """
+        Describes the server itself: memory, connections, what is wrong.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
     async def checkpoint(self, message: "CheckpointRequest") -> "CheckpointResponse":
         """
         Writes all tables to stable storage.
@@ -754,6 +892,14 @@ class ReplayBase(betterproto2_grpclib.ServiceBase):
         response = await self.server_info(request)
         await stream.send_message(response)
 
+    async def __rpc_server_status(
+        self, stream: "grpclib.server.Stream[ServerStatusRequest, ServerStatusResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        response = await self.server_status(request)
+        await stream.send_message(response)
+
     async def __rpc_checkpoint(self, stream: "grpclib.server.Stream[CheckpointRequest, CheckpointResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
@@ -803,6 +949,12 @@ class ReplayBase(betterproto2_grpclib.ServiceBase):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 ServerInfoRequest,
                 ServerInfoResponse,
+            ),
+            "/reverb_async.v1.Replay/ServerStatus": grpclib.const.Handler(
+                self.__rpc_server_status,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                ServerStatusRequest,
+                ServerStatusResponse,
             ),
             "/reverb_async.v1.Replay/Checkpoint": grpclib.const.Handler(
                 self.__rpc_checkpoint,

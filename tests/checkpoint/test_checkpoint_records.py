@@ -8,7 +8,7 @@ import pytest
 
 from reverb_async.checkpoint.damage import Damage
 from reverb_async.checkpoint.file_system import FileSystem
-from reverb_async.checkpoint.records import RecordReader, RecordWriter, pack, unpack
+from reverb_async.checkpoint.records import RecordReader, RecordWriter
 
 
 def write(path: Path, records: int = 3) -> list[np.ndarray]:
@@ -121,13 +121,3 @@ def test_short_writes_are_continued(tmp_path):
     writer.finish()
     (record,) = RecordReader(tmp_path / "file", "things")
     assert record.buffers[0].view(np.int64).tolist() == list(range(20))
-
-
-def test_plain_values_of_any_size_can_be_packed():
-    value = {"a": 2**200, "b": -(2**70), "c": b"\0", "d": [None, True, 1.5, float("inf")], 5: "x", "n": np.int32(3)}
-    assert unpack(pack(value)) == value
-
-
-def test_other_values_are_refused():
-    with pytest.raises(TypeError, match="plain values, not a set"):
-        pack({"a": {1}})
