@@ -184,8 +184,10 @@ class Checkpointer:
     async def _begin_log(self, log: WriteAheadLog, end: Position) -> None:
         log.begin(await self._do(log.prepare), end)
         if log.failure is not None:
-            with contextlib.suppress(ReplayError):  # logged, and an alarm; it is tried again
+            try:
                 await self.save()
+            except ReplayError:  # logged, and an alarm
+                log.wants_checkpoint.set()
 
     async def _restore_from(self, replay: Replay, image: CheckpointOnDisk) -> Position:
         """Restore a checkpoint and what the log adds; return where the log can go on."""

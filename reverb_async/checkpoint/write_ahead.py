@@ -111,7 +111,8 @@ class WriteAheadLog:
             self.fail(error)
             return
         if after == NOWHERE:
-            self._stop(CheckpointError(f"the log in {self._directory.log} begins with a checkpoint: there is none yet"))
+            self.failure = CheckpointError(f"the log in {self._directory.log} begins with a checkpoint, none is there yet")
+            self._refuse(self.failure)
         self._write()
 
     def rotate(self, file: LogWriter) -> None:

@@ -73,6 +73,30 @@ async def test_what_was_acknowledged_is_there(tmp_path, durability):
         assert len(found["queue"]["key"]) == 17
 
 
+@pytest.mark.parametrize("durability", MODES)
+async def test_what_was_confirmed_to_deepminds_clients_is_there(tmp_path, durability):
+    async with (
+        serving(tmp_path / "a", *two_tables(), durability=durability) as (server, _),
+        ra.Client(f"reverb://{server.address}") as client,
+    ):
+        for number in range(12):
+            await client.insert({"x": np.full(3, number, np.float32)}, {NAME: 1.0 + number})
+        found = await found_after_a_kill(tmp_path / "a", tmp_path / "1", *two_tables())
+        assert found == await everything(client, server.tables)
+        assert len(found[NAME]["key"]) == 12
+        keys = found[NAME]["key"]
+        await client.mutate_priorities(NAME, {keys[0]: 7.5}, [keys[1]])
+        found = await found_after_a_kill(tmp_path / "a", tmp_path / "2", *two_tables())
+        assert found == await everything(client, server.tables)
+        assert found[NAME]["priority"][0] == 7.5
+        assert len(found[NAME]["key"]) == 11
+        await client.reset(NAME)
+        assert not (await found_after_a_kill(tmp_path / "a", tmp_path / "3", *two_tables()))[NAME]["key"]
+    async with serving(tmp_path / "2", *two_tables()) as (_, client):
+        batch = await client.sample_batch(NAME, 100)
+        assert set(np.asarray(batch.data[0])[..., 0].ravel().tolist()) <= {0.0, *range(2, 12)}
+
+
 async def test_data_are_whole_and_a_second_kill_loses_nothing_either(tmp_path):
     async with serving(tmp_path / "a") as (_, client):
         await fill(client, 0, 30)
