@@ -138,11 +138,11 @@ class Capture:
 
 
 def _columns(store: RowStore, rows: Rows) -> list[NDArray[np.generic] | VariableRows]:
-    run = as_run(rows)
+    at = as_run(rows) or rows
     columns: list[NDArray[np.generic] | VariableRows] = []
     for column, spec in enumerate(store.specs):
         if spec.is_variable:
             columns.append(store.gather_variable(column, rows))
         else:
-            columns.append(store.columns[column][run] if run else store.gather(column, rows))
+            columns.append(store.columns[column][at])
     return columns

@@ -173,6 +173,10 @@ def _unique(parts: list[Rows]) -> Rows:
     if not parts:
         return np.zeros(0, np.int64)
     numbers = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    if len(numbers) < 2 or np.count_nonzero(numbers[1:] <= numbers[:-1]) == 0:
+    if len(numbers) < 2 or np.count_nonzero(numbers[1:] > numbers[:-1]) == len(numbers) - 1:
         return numbers
-    return np.unique(numbers)
+    numbers = np.sort(numbers, kind="stable")  # np.unique takes four times as long for what is in order mostly
+    is_first = np.empty(len(numbers), np.bool_)
+    is_first[0] = True
+    np.not_equal(numbers[1:], numbers[:-1], out=is_first[1:])
+    return numbers if np.count_nonzero(is_first) == len(numbers) else numbers[is_first]
