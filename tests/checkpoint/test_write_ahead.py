@@ -180,6 +180,70 @@ async def test_a_full_disk_refuses_changes_until_a_checkpoint_succeeds(tmp_path,
         assert await found_after_a_kill(tmp_path / "a", tmp_path / "2") == await everything(client, server.tables)
 
 
+async def test_a_file_that_must_not_grow_any_more_is_a_full_disk(tmp_path):
+    resource = pytest.importorskip("resource")
+    async with serving(tmp_path / "a") as (server, client):
+        await fill(client, 0, 10)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
+        try:
+            with pytest.raises(ra.ResourceExhausted, match="File too large"):
+                for start in range(10, 20_000, 100):
+                    await fill(client, start, 100)
+            assert "log" in [alarm.name for alarm in (await client.server_status()).alarms]
+            assert (await client.sample_one(NAME)).data
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        await client.checkpoint()
+        await fill(client, 30_000, 10)
+        assert "log" not in [alarm.name for alarm in (await client.server_status()).alarms]
+        assert await found_after_a_kill(tmp_path / "a", tmp_path / "b") == await everything(client, server.tables)
+
+
+async def test_a_server_without_a_log_starts_from_one_as_well(tmp_path):
+    async with serving(tmp_path / "a") as (server, client):
+        await fill(client, 0, 20)
+        shutil.copytree(tmp_path / "a", tmp_path / "b")
+        expected = await everything(client, server.tables)
+    async with serving(tmp_path / "b", durability="memory") as (server, client):
+        assert await everything(client, server.tables) == expected
+        await fill(client, 20, 20)
+        expected = await everything(client, server.tables)
+    async with serving(tmp_path / "b", on_corrupt="fail") as (server, client):
+        assert await everything(client, server.tables) == expected
+        await fill(client, 40, 20)
+        found = await found_after_a_kill(tmp_path / "b", tmp_path / "c")
+        assert found == await everything(client, server.tables)
+
+
+async def test_other_definitions_are_in_a_checkpoint_before_anything_is_logged(tmp_path):
+    async with serving(tmp_path / "a") as (_, client):
+        await fill(client, 0, 50)
+        shutil.copytree(tmp_path / "a", tmp_path / "b")
+    changed = {"max_size": 30, "remover": ra.selectors.Lifo()}
+    async with serving(tmp_path / "b", make_table(**changed), restore="config") as (server, client):
+        assert server.tables[NAME].state.size == 30
+        await fill(client, 50, 1)
+        found = await found_after_a_kill(tmp_path / "b", tmp_path / "c", make_table(**changed))
+        assert found == await everything(client, server.tables)
+
+
+async def test_a_damaged_checkpoint_loses_nothing(tmp_path, caplog):
+    async with serving(tmp_path / "a") as (server, client):
+        await fill(client, 0, 20)
+        await client.checkpoint()
+        await fill(client, 20, 20)
+        newest = await client.checkpoint()
+        await fill(client, 40, 20)
+        shutil.copytree(tmp_path / "a", tmp_path / "b")
+        expected = await everything(client, server.tables)
+    manifest = tmp_path / "b" / Path(newest).name / "MANIFEST"
+    manifest.write_bytes(manifest.read_bytes()[:-20])
+    async with serving(tmp_path / "b") as (server, client):
+        assert await everything(client, server.tables) == expected
+    assert "using the previous checkpoint" in caplog.text
+
+
 async def test_a_long_log_makes_a_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(write_ahead, "MIN_LOG_BYTES", 4000)
     async with serving(tmp_path / "a", keep=2) as (server, client):
