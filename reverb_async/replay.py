@@ -244,6 +244,18 @@ class Replay:
         for table in opened:
             table.state.count_in(self.memory)
 
+    def add(self, table: Table) -> None:
+        """Serve one more table, of a name there is none of; after `open`.
+
+        Raises:
+            InvalidArgument: it belongs to another server.
+        """
+        assert table.name not in self.tables
+        table.open()
+        self.tables[table.name] = table
+        self.memory.add_table(table)
+        table.state.count_in(self.memory)
+
     def end_waits(self) -> None:
         """End every wait, now and from now on; what need not wait goes on until `close`."""
         for table in self.tables.values():

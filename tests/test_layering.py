@@ -31,14 +31,7 @@ ALLOWED = {
     "capture": ["core", "replay"],
     "replay": ["alarms", "capture", "core", "errors", "limits", "logs", "protocol", "saving", "sessions", "table"],
     "checkpoint": [
-        "capture",
-        "checkpoint",
-        "compat.tensors",
-        "core",
-        "errors",
-        "replay",
-        "saving",
-        "sessions",
+        *["alarms", "capture", "checkpoint", "compat.tensors", "core", "errors", "replay", "saving", "sessions"],
         "table",
     ],
     "service": [

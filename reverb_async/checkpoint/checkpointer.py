@@ -13,13 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+from reverb_async.alarms import Alarms
 from reverb_async.checkpoint.directory import Directory
 from reverb_async.checkpoint.file_system import FileSystem
 from reverb_async.checkpoint.image import CheckpointOnDisk
 from reverb_async.checkpoint.jobs import until_done
 from reverb_async.checkpoint.loading import OnCorrupt, newest_whole, refuse_log_alone, with_log
 from reverb_async.checkpoint.log_file import NOWHERE, Position
-from reverb_async.checkpoint.policy import RestorePolicy, restore
+from reverb_async.checkpoint.policy import RestorePolicy, agree, restore
 from reverb_async.checkpoint.saving import Saver
 from reverb_async.checkpoint.write_ahead import FULL, Durability, WriteAheadLog
 from reverb_async.errors import CheckpointError, Closed, InvalidArgument, ReplayError, ResourceExhausted
@@ -30,6 +31,9 @@ logger = logging.getLogger("reverb_async")
 T = TypeVar("T")
 
 _FIRST_RETRY_S = 5.0
+
+ALARM = "checkpoint"
+"""The alarm of a server whose last attempt to save failed."""
 
 
 class Checkpointer:
@@ -52,7 +56,7 @@ class Checkpointer:
 
     Attributes:
         path: the directory.
-        alarm: why the last attempt to save failed; None: it did not.
+        alarm: why the last attempt to save failed; None: it did not. Clients see it in `Client.server_status`.
         last_path: the newest checkpoint; None: there is none.
         last_saved: when it was written, in seconds since the epoch.
     """
@@ -88,6 +92,7 @@ class Checkpointer:
         self._directory = Directory(self.path.absolute(), self._files)
         self._thread: ThreadPoolExecutor | None = None
         self._saver: Saver | None = None
+        self._alarms: Alarms | None = None
         self._running: asyncio.Task[str] | None = None
         self._next: asyncio.Task[str] | None = None
         self._timers: list[asyncio.Task[None]] = []
@@ -113,6 +118,7 @@ class Checkpointer:
         self._thread = ThreadPoolExecutor(1, "reverb_async-checkpoint")
         try:
             await self._do(self._directory.prepare)
+            self._alarms = replay.alarms
             if durability != "memory":
                 self._log = WriteAheadLog(replay, self._directory, sync=durability == "wal_fsync")
             self._saver = Saver(replay, self._directory, self._thread, self._log)
@@ -195,7 +201,8 @@ class Checkpointer:
         manifest, started = image.manifest, time.monotonic()
         path = str(self._directory.checkpoint_path(manifest.sequence))
         logged, log = await self._do(with_log, self._directory, image, self._on_corrupt)
-        is_same = await self._do(restore, replay, logged, self._restore, path)
+        is_same = agree(replay, logged, self._restore, path)
+        await self._do(restore, replay, logged, path)
         self.last_path, self.last_saved = path, manifest.time
         self._saver.last, self._saver.held = manifest, image.held
         items = {name: table.state.size for name, table in replay.tables.items()}
@@ -235,6 +242,8 @@ class Checkpointer:
         except ReplayError as error:
             raise self._failed(error) from None
         self.alarm, self._failures = None, 0
+        if self._alarms is not None:
+            self._alarms.clear(ALARM)
         path = str(self._directory.checkpoint_path(manifest.sequence))
         self.last_path, self.last_saved = path, manifest.time
         items = sum(table.items for table in manifest.tables)
@@ -249,6 +258,8 @@ class Checkpointer:
     def _failed(self, error: ReplayError) -> ReplayError:
         self._failures += 1
         self.alarm = str(error)
+        if self._alarms is not None:
+            self._alarms.give(ALARM, self.alarm)
         logger.error("no checkpoint: %s", error)
         return error
 

@@ -24,11 +24,12 @@ _HARMLESS = frozenset({"name", "seed"})
 """A seed decides nothing about what is there."""
 
 
-def restore(replay: Replay, image: CheckpointOnDisk | LoggedImage, policy: RestorePolicy, name: str) -> bool:
-    """Fill a replay to which nothing has happened yet. Blocks while it reads.
+def agree(replay: Replay, image: CheckpointOnDisk | LoggedImage, policy: RestorePolicy, name: str) -> bool:
+    """Make sure that a replay's tables and those of a checkpoint fit together, and log how they differ.
 
     Args:
-        replay: whose tables are filled; with the policy ``"checkpoint"`` some get other definitions, or are added.
+        replay: nothing has happened to its tables yet; with the policy ``"checkpoint"`` some get other definitions, or
+            are added.
         image: verified.
         policy: see `Checkpointer`.
         name: the checkpoint's, for messages.
@@ -37,7 +38,7 @@ def restore(replay: Replay, image: CheckpointOnDisk | LoggedImage, policy: Resto
         Whether nothing differs, so that the tables are just as they were.
 
     Raises:
-        CheckpointError: the policy is ``"strict"`` and something differs, or the image cannot be restored.
+        CheckpointError: the policy is ``"strict"`` and something differs, or a definition cannot be read.
     """
     differences = list(_differences(replay, image))
     if differences and policy == "strict":
@@ -48,22 +49,33 @@ def restore(replay: Replay, image: CheckpointOnDisk | LoggedImage, policy: Resto
     for difference in differences:
         taken = "the server's" if policy == "config" else "the checkpoint's"
         logger.warning("checkpoint %s: %s; restore=%r: %s counts", name, difference, policy, taken)
-    try:
-        if policy == "checkpoint":
+    if policy == "checkpoint":
+        try:
             _redefine(replay, image)
+        except ReplayError as error:
+            raise CheckpointError(f"checkpoint {name} cannot be restored: {error}") from error
+    return not differences
+
+
+def restore(replay: Replay, image: CheckpointOnDisk | LoggedImage, name: str) -> None:
+    """Fill the tables of a replay that agrees with a checkpoint. Blocks while it reads.
+
+    Raises:
+        CheckpointError: the checkpoint contradicts itself, or there is no room.
+    """
+    try:
         replay.restore(image)
     except ReplayError as error:
         raise CheckpointError(f"checkpoint {name} cannot be restored: {error}") from error
     for table, saved in image.tables.items():
         if table in replay.tables and (left := saved.facts.items - replay.tables[table].state.size) > 0:
             logger.warning("checkpoint %s: %d items of table %r had no room", name, left, table)
-    return not differences
 
 
 def _redefine(replay: Replay, image: CheckpointOnDisk | LoggedImage) -> None:
     for name, saved in image.tables.items():
         if name not in replay.tables:
-            replay.tables[name] = Table.from_definition(saved.state["definition"])
+            replay.add(Table.from_definition(saved.state["definition"]))
         elif list(_changes(saved.state["definition"], replay.tables[name])):
             replay.tables[name].redefine(saved.state["definition"])
 

@@ -111,7 +111,9 @@ class WriteAheadLog:
             self.fail(error)
             return
         if after == NOWHERE:
-            self.failure = CheckpointError(f"the log in {self._directory.log} begins with a checkpoint, none is there yet")
+            self.failure = CheckpointError(
+                f"the log in {self._directory.log} begins with a checkpoint, none is there yet"
+            )
             self._refuse(self.failure)
         self._write()
 

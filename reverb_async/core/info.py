@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -128,6 +128,13 @@ class ServerStatus:
         max_connections: `Limits.max_connections`.
         writers: insert streams that are open.
         alarms: what is wrong now.
+        refused_connections: how many were not admitted, by reason.
+        dropped_connections: how many the server ended, by reason: silent peers, such as read nothing, or break rules.
+        stalled_streams: calls that ended because their client read nothing.
+        unauthenticated: calls without a token, or with one that is not known.
+        denied: calls that their token does not allow.
+        last_checkpoint: path of the newest one, empty if there is none.
+        checkpointed_at: when it was written, in seconds since the epoch.
     """
 
     epoch: bytes
@@ -143,3 +150,10 @@ class ServerStatus:
     max_connections: int = 0
     writers: int = 0
     alarms: tuple[Alarm, ...] = ()
+    refused_connections: dict[str, int] = field(default_factory=dict)
+    dropped_connections: dict[str, int] = field(default_factory=dict)
+    stalled_streams: int = 0
+    unauthenticated: int = 0
+    denied: int = 0
+    last_checkpoint: str = ""
+    checkpointed_at: float = 0.0

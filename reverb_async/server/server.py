@@ -349,6 +349,15 @@ class Server:
             connections=sum(listening.num_connections for listening in self._listening),
             received_bytes=self._budget.held,
             cached_bytes=0 if self._deepmind is None else self._deepmind.cached_bytes,
+            others={
+                "refused_connections": dict(self._stats.refused),
+                "dropped_connections": dict(self._stats.dropped),
+                "stalled_streams": self._stats.stalled_streams,
+                "unauthenticated": 0 if self.access is None else self.access.counts.unauthenticated,
+                "denied": 0 if self.access is None else self.access.counts.denied,
+                "last_checkpoint": (self._checkpointer and self._checkpointer.last_path) or "",
+                "checkpointed_at": (self._checkpointer and self._checkpointer.last_saved) or 0.0,
+            },
         )
 
     def _revoke_old_leases(self) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,11 +36,13 @@ class TransportStatus:
         connections: peers connected.
         received_bytes: messages that are being received.
         cached_bytes: items kept encoded.
+        others: further fields of `ServerStatus`.
     """
 
     connections: int = 0
     received_bytes: int = 0
     cached_bytes: int = 0
+    others: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ReplayService:
@@ -140,6 +143,7 @@ class ReplayService:
             max_connections=replay.limits.max_connections,
             writers=replay.memory.num_writers,
             alarms=tuple(replay.alarms),
+            **transport.others,
         )
 
     async def checkpoint(self) -> str:

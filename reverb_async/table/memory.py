@@ -117,6 +117,10 @@ class Memory(Account):
         self._changed = make_condition()
         self._is_due = False
 
+    def add_table(self, table: Table) -> None:
+        """Serve one more table."""
+        self._queues.append(TableQueue(table))
+
     def add_queue(self, queue: Queue) -> None:
         """Serve others that wait."""
         self._queues.append(queue)

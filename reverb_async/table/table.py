@@ -193,12 +193,13 @@ class Table:
         return cls(config.pop("name"), **config)
 
     def redefine(self, definition: Mapping[str, Any]) -> None:
-        """Take on another definition of the same name, as `definition` gave it; the table is empty and not yet open.
+        """Take on another definition of the same name, as `definition` gave it; nothing has happened to the table yet.
 
         Raises:
             InvalidArgument: it is none.
         """
         other = type(self).from_definition(definition)
+        other.state.count_in(self.state.memory)
         self._config, self._signature, self.state = other._config, other._signature, other.state
         self._fitting.clear()
 

@@ -198,6 +198,9 @@ async def test_when_any_write_fails_the_service_goes_on_and_the_last_checkpoint_
             assert type(told) is kind
             assert all(part in str(told) for part in (str(tmp_path), path, "is removed"))
             assert checkpointer.alarm == str(told)
+            assert [(alarm.name, alarm.message) for alarm in (await client.server_status()).alarms] == [
+                ("checkpoint", str(told))
+            ]
             after = {entry: entry.read_bytes() for entry in tmp_path.rglob("*") if entry.is_file()}
             assert after == before
             await client.sample_batch(NAME, 8)
@@ -205,6 +208,7 @@ async def test_when_any_write_fails_the_service_goes_on_and_the_last_checkpoint_
         checkpointer._directory.files = FileSystem()
         assert 15 < at < 100
         assert checkpointer.alarm is None
+        assert not (await client.server_status()).alarms
         assert any(record.levelno == logging.ERROR for record in caplog.records)
     table = make_table()
     async with serving(tmp_path, table):

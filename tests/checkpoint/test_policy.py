@@ -99,6 +99,8 @@ async def test_checkpoint_takes_the_saved_definitions(tmp_path, caplog):
         assert info["more"].current_size == 100
         await fill(client, 100, 50)
         assert table.state.size == 120
+        await fill(client, 100, 50, "more")
+        assert len((await client.sample_batch("more", 10)).info.key) == 10
     assert any("max_size=120" in record.getMessage() for record in caplog.records)
 
 

@@ -180,6 +180,11 @@ async def test_a_full_disk_refuses_changes_until_a_checkpoint_succeeds(tmp_path,
         assert await found_after_a_kill(tmp_path / "a", tmp_path / "2") == await everything(client, server.tables)
 
 
+async def fill_up(client: ra.Client) -> None:
+    for start in range(10, 20_000, 100):
+        await fill(client, start, 100)
+
+
 async def test_a_file_that_must_not_grow_any_more_is_a_full_disk(tmp_path):
     resource = pytest.importorskip("resource")
     async with serving(tmp_path / "a") as (server, client):
@@ -188,8 +193,7 @@ async def test_a_file_that_must_not_grow_any_more_is_a_full_disk(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
         try:
             with pytest.raises(ra.ResourceExhausted, match="File too large"):
-                for start in range(10, 20_000, 100):
-                    await fill(client, start, 100)
+                await fill_up(client)
             assert "log" in [alarm.name for alarm in (await client.server_status()).alarms]
             assert (await client.sample_one(NAME)).data
         finally:

@@ -185,8 +185,8 @@ async def test_fixed_width_text_becomes_text_where_the_signature_wants_it() -> N
 
 
 async def test_a_large_batch_enters_in_order(rig: Rig) -> None:
-    count = 4000
-    batch = {"n": np.arange(count), "pad": np.zeros((count, 500), np.uint8)}
+    count = 2000
+    batch = {"n": np.arange(count), "pad": np.zeros((count, 1000), np.uint8)}
     keys = await rig.rows.insert_batch(batch, {"t": 1.0})
     samples = await rig.read("t", count)
     assert [sample.info.key for sample in samples] == keys["t"].tolist()
@@ -290,10 +290,10 @@ async def test_large_arrays_are_copied_in_slices(monkeypatch: pytest.MonkeyPatch
 async def test_the_records_of_long_batches_are_made_as_they_are_sent(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     for where in ("client.writing.copies", "client.writing.rows", "client.writing.row_values"):
         monkeypatch.setattr(f"reverb_async.{where}.MAX_COPY_BYTES", 10_000)
-    n = np.arange(4000)
+    n = np.arange(1500)
     for x in (n, n[::-1]):
         await rig.rows.insert_batch({"x": x, "y": n}, {"t": 1.0})
-    data = await rig.data("t", 8000)
+    data = await rig.data("t", 3000)
     assert [int(row["x"]) for row in data] == [*n.tolist(), *n[::-1].tolist()]
     assert [int(row["y"]) for row in data] == 2 * n.tolist()
 

@@ -242,7 +242,7 @@ TWO_SIGNATURES: Program = [
 @example(program=CLEARED)
 @example(program=EXPIRED)
 @example(program=TWO_SIGNATURES)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_what_is_remembered_changes_nothing(program: Program) -> None:
     with (
         patch("reverb_async.client.writing.columns._SLACK_BYTES", 1),  # so that rows are moved often

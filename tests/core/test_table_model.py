@@ -292,7 +292,7 @@ class TableMachine(RuleBasedStateMachine):
 
 
 TestTableModel = TableMachine.TestCase
-TestTableModel.settings = settings(max_examples=200, stateful_step_count=30, deadline=None, derandomize=True)
+TestTableModel.settings = settings(max_examples=120, stateful_step_count=30, deadline=None, derandomize=True)
 
 
 @pytest.mark.parametrize("rows", [[3], [3, 4, 5], [5, 3, 4], [1, 1]])

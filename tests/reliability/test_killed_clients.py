@@ -203,11 +203,12 @@ async def test_ctrl_c_ends_a_program_whose_every_call_waits() -> None:
     async with ra.Server(tables) as server:
         program = start_interrupted(server.address)
         assert program.stdout is not None
+        assert await asyncio.to_thread(program.stdout.readline) == b"ready\n"
         reading = asyncio.create_task(asyncio.to_thread(program.stdout.read))
         await until(lambda: all(any(table.info.waiters) for table in tables[1:]))
         started = time.monotonic()
         program.send_signal(signal.SIGINT)
-        assert await reading
+        await reading
         program.communicate()
         assert time.monotonic() - started < 1.5
         assert program.returncode == -signal.SIGINT

@@ -44,6 +44,8 @@ class Peer:
         while len(self.refused) < answers and time.monotonic() < until:
             for stream_id, data in list(self._left.items()):
                 size = min(len(data), self._h2.local_flow_control_window(stream_id), 1 << 14)
+                if not size:
+                    continue
                 self._h2.send_data(stream_id, data[:size])
                 self._left[stream_id] = data[size:]
                 if size == len(data):

@@ -8,11 +8,17 @@ import reverb_async as ra
 from reverb_async.wire.generated.reverb_async import v1
 from reverb_async.wire.server_status import status_from_proto, status_to_proto
 
+MORE = {
+    "refused_connections": {"too many connections": 3},
+    "dropped_connections": {"silent": 1, "too many resets": 2},
+    "last_checkpoint": "/there/ckpt-1",
+}
+
 
 def test_a_status_comes_back_as_it_was() -> None:
     numbers = {field.name: at for at, field in enumerate(fields(ra.ServerStatus), 1)}
     alarm = ra.Alarm(name="memory", message="full", since=5.5)
-    status = ra.ServerStatus(**(numbers | {"epoch": b"e" * 16, "uptime": 2.5, "alarms": (alarm,)}))  # type: ignore[arg-type]
+    status = ra.ServerStatus(**(numbers | {"epoch": b"e" * 16, "uptime": 2.5, "alarms": (alarm,)} | MORE))  # type: ignore[arg-type]
     assert status_from_proto(v1.ServerStatusResponse.parse(bytes(status_to_proto(status)))) == status
 
 

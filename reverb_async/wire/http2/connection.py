@@ -85,7 +85,6 @@ class Endpoint:
     connections: set[Protocol] = field(default_factory=set)
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     entered: Callable[[Protocol], object] | None = None
-
     guards: Guards | None = None
     stats: ConnectionStats = field(default_factory=ConnectionStats)
     scratch: memoryview = field(default_factory=lambda: np.empty(SCRATCH_BYTES, np.uint8).data)

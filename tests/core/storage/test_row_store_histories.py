@@ -142,4 +142,4 @@ class RowStoreMachine(RuleBasedStateMachine):
 
 
 TestRowStoreHistories = RowStoreMachine.TestCase
-TestRowStoreHistories.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestRowStoreHistories.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)

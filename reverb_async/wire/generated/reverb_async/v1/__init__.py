@@ -418,6 +418,36 @@ class ServerStatusResponse(betterproto2.Message):
 
     alarms: "list[Alarm]" = betterproto2.field(13, betterproto2.TYPE_MESSAGE, repeated=True)
 
+    refused_connections: "dict[str, int]" = betterproto2.field(
+        14, betterproto2.TYPE_MAP, map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_UINT64)
+    )
+    """
+    How many were not admitted, or ended by the server, by reason.
+    """
+
+    dropped_connections: "dict[str, int]" = betterproto2.field(
+        15, betterproto2.TYPE_MAP, map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_UINT64)
+    )
+
+    stalled_streams: "int" = betterproto2.field(16, betterproto2.TYPE_UINT64)
+    """
+    Calls that ended because their client read nothing.
+    """
+
+    unauthenticated: "int" = betterproto2.field(17, betterproto2.TYPE_UINT64)
+    """
+    Calls without a token that is known, and calls that their token does not allow.
+    """
+
+    denied: "int" = betterproto2.field(18, betterproto2.TYPE_UINT64)
+
+    last_checkpoint: "str" = betterproto2.field(19, betterproto2.TYPE_STRING)
+    """
+    Path of the newest checkpoint, and when it was written, in seconds since the epoch.
+    """
+
+    checkpointed_at: "float" = betterproto2.field(20, betterproto2.TYPE_DOUBLE)
+
 
 default_message_pool.register_message("reverb_async.v1", "ServerStatusResponse", ServerStatusResponse)
 
