@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from reverb_async.checkpoint.damage import Damage
 from reverb_async.checkpoint.file_system import FileSystem
-from reverb_async.checkpoint.records import ALIGNMENT, Record, RecordReader, RecordWriter
+from reverb_async.checkpoint.records import ALIGNMENT, MAGIC, Record, RecordReader, RecordWriter
 
 WHAT = "log"
 FOLLOWS = "follows"
@@ -21,6 +22,9 @@ Position = tuple[int, int]
 """Number of a file, and a place in it: its length so far."""
 
 NOWHERE: Position = (0, 0)
+
+_SEARCHED = 4 << 20
+"""Bytes that are searched at a time, a multiple of the alignment."""
 
 
 class LogWriter(RecordWriter):
@@ -89,11 +93,22 @@ class LogReader(RecordReader):
         """Whether any whole record stands behind a place where there is none: nobody was killed while writing that."""
         with self._path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
-            for at in range(offset + ALIGNMENT, size, ALIGNMENT):
-                file.seek(at)
-                try:
-                    self._read_one(file, at, size)
-                except Damage:
-                    continue
-                return True
+            start = offset + ALIGNMENT
+            while start < size:
+                file.seek(start)
+                part = file.read(_SEARCHED)
+                at = part.find(MAGIC)
+                while at >= 0:
+                    if at % ALIGNMENT == 0 and self._is_record(file, start + at, size):
+                        return True
+                    at = part.find(MAGIC, at + 1)
+                start += _SEARCHED
         return False
+
+    def _is_record(self, file: BinaryIO, offset: int, size: int) -> bool:
+        file.seek(offset)
+        try:
+            self._read_one(file, offset, size)
+        except Damage:
+            return False
+        return True

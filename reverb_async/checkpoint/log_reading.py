@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from reverb_async.checkpoint.content import Malformed
 from reverb_async.checkpoint.damage import Damage
@@ -124,13 +125,11 @@ def decoded(directory: Directory, number: int, record: Record, specs: Specs) -> 
         raise Damage(directory.log_path(number), record.offset, "a frame", str(error) or repr(error)) from error
 
 
-def read_frames(directory: Directory, log: LogOnDisk, places: Sequence[Position]) -> list[Frame]:
-    """Read frames of one file again."""
-    if not places:
-        return []
-    number = places[0][0]
-    records = LogReader(directory.log_path(number)).at([offset for _, offset in places])
-    return [decoded(directory, number, record, log.specs[number]) for record in records]
+def read_frames(directory: Directory, log: LogOnDisk, places: Sequence[Position]) -> Iterator[Frame]:
+    """Yield frames again, one in memory at a time."""
+    for number, of_file in groupby(places, lambda place: place[0]):
+        for record in LogReader(directory.log_path(number)).at([offset for _, offset in of_file]):
+            yield decoded(directory, number, record, log.specs[number])
 
 
 def _followed(record: Record) -> Position:

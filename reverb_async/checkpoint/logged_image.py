@@ -19,9 +19,6 @@ from reverb_async.core.spec import ArraySpec
 from reverb_async.core.variable import VariableRows
 from reverb_async.sessions import Sessions, read_sessions
 
-_AT_ONCE = 64
-"""Frames that are in memory at the same time."""
-
 
 class LoggedTable:
     """A table of a checkpoint, and how it changed; see `core.cut.image.TableImage`."""
@@ -172,11 +169,4 @@ class LoggedImage:
         return self._numbers[kind]
 
     def _read(self, places: list[Position]) -> Iterator[Frame]:
-        """Yield frames, a few in memory at a time."""
-        at = 0
-        while at < len(places):
-            stop = at
-            while stop < len(places) and stop - at < _AT_ONCE and places[stop][0] == places[at][0]:
-                stop += 1
-            yield from read_frames(self._directory, self._log, places[at:stop])
-            at = stop
+        return read_frames(self._directory, self._log, places)

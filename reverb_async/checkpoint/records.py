@@ -30,7 +30,7 @@ ALIGNMENT = 64
 _SHORT = 128 << 10
 """Copying so few bytes costs less than handling them in parts."""
 
-_MAGIC = b"RvAs"
+MAGIC = b"RvAs"
 _PREFIX = struct.Struct("<4sIQQ")
 _SUM_OFFSET = 16
 _END = "end"
@@ -115,7 +115,7 @@ class RecordWriter:
         length = _PREFIX.size + sum(map(len, parts))
         if length <= _SHORT:
             parts = [b"".join(parts)]
-        start = _PREFIX.pack(_MAGIC, len(packed), length, 0)
+        start = _PREFIX.pack(MAGIC, len(packed), length, 0)
         digest = _digest_of([start[:_SUM_OFFSET], *parts], self.nbytes)
         prefix = start[:_SUM_OFFSET] + digest.to_bytes(8, "little")
         self._files.write(self._file, [prefix, *parts])
@@ -229,8 +229,8 @@ class RecordReader:
         if len(prefix) < _PREFIX.size:
             raise Damage(self._path, offset, f"a record's prefix of {_PREFIX.size} bytes", f"{len(prefix)} bytes")
         magic, header_bytes, length, stored = _PREFIX.unpack(prefix)
-        if magic != _MAGIC:
-            raise Damage(self._path, offset, f"a record that begins with {_MAGIC!r}", repr(magic))
+        if magic != MAGIC:
+            raise Damage(self._path, offset, f"a record that begins with {MAGIC!r}", repr(magic))
         if length % ALIGNMENT or not _PREFIX.size + header_bytes <= length <= size - offset:
             raise Damage(
                 self._path,
@@ -271,7 +271,7 @@ def is_segment(path: Path) -> bool:
     """Whether a file begins as ours do."""
     try:
         with path.open("rb") as file:
-            return file.read(len(_MAGIC)) == _MAGIC
+            return file.read(len(MAGIC)) == MAGIC
     except OSError:
         return False
 

@@ -189,8 +189,10 @@ class WriteAheadLog:
             return
         try:
             write_frame(self._file, self._capture.take())
-        except (OSError, MemoryError) as error:
+        except Exception as error:  # Whatever it is: what was taken is not in the log.
             self.fail(error)
+            if not isinstance(error, OSError | MemoryError):
+                logger.exception("this should not have happened")
             return
         self._written += 1
         if self._file.nbytes > self._limit:

@@ -17,6 +17,7 @@ from reverb_async.checkpoint.directory import Directory
 from reverb_async.checkpoint.file_system import FileSystem
 from reverb_async.checkpoint.loading import newest_whole, with_log
 from reverb_async.checkpoint.log_file import NOWHERE, LogReader
+from reverb_async.checkpoint.log_reading import LogOnDisk, read_log
 from reverb_async.checkpoint.saving import Saver
 from reverb_async.checkpoint.write_ahead import WriteAheadLog
 from reverb_async.core import table_items
@@ -151,20 +152,28 @@ def test_a_log_that_ends_at_any_byte_has_the_frames_before_it(tmp_path):
     life = Life(tmp_path, FileSystem(), sync=False)
     asyncio.run(life.run())
     directory = Directory(tmp_path)
-    path = directory.log_path(directory.log_numbers()[-1])
+    number = directory.log_numbers()[-1]
+    path = directory.log_path(number)
     reader = LogReader(path)
     starts = [record.offset for record in reader]
     last, end = starts[-1], reader.end
     assert end == path.stat().st_size
     whole = path.read_bytes()
+
+    def frames() -> list[int]:
+        log = LogOnDisk()
+        read_log(directory, log, number, lambda place, frame: None, is_newest=True, may_be_cut=False)
+        return [offset for _, offset in log.frames]
+
+    assert found(tmp_path) == list(range(9))
+    assert frames() == starts[1:]
     for length in range(last, end):
         path.write_bytes(whole[:length])
-        assert found(tmp_path) == list(range(8)), length
+        assert frames() == starts[1:-1], length
     rng = np.random.default_rng(0)
     for place in [last, end - 1, *rng.integers(last, end, 200).tolist()]:
         changed = bytearray(whole)
         changed[place] ^= int(rng.integers(1, 256))
         path.write_bytes(changed)
-        assert found(tmp_path) == list(range(8)), place
-    path.write_bytes(whole)
-    assert found(tmp_path) == list(range(9))
+        assert frames() == starts[1:-1], place
+    assert found(tmp_path) == list(range(8))
