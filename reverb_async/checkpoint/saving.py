@@ -116,6 +116,8 @@ class Saver:
                 files=files,
                 log_position=None if log_file is None else log_file.number,
             )
+            if self._log is not None:
+                await self._log.linked()
             await self._do(draft.commit, manifest)
             self.last = manifest
             if self._log is not None:

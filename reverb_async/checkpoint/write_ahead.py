@@ -141,6 +141,21 @@ class WriteAheadLog:
         else:
             file.close()
 
+    async def linked(self) -> None:
+        """Have the disk keep what leads to the file that the last `rotate` began, before a checkpoint names that.
+
+        Whoever falls back on the checkpoint before needs the way from there.
+        """
+        if not self._sync:
+            return
+        if self._syncing is not None:  # which may have begun before
+            await asyncio.wait({self._syncing})
+        if self._syncing is None:
+            self._syncing = asyncio.create_task(self._sync_files(), name="log")
+        syncing = self._syncing
+        await asyncio.wait({syncing})
+        syncing.result()
+
     def committed(self) -> None:
         """Note that there is a checkpoint of the last cut: what was not logged before it does not matter any more."""
         self._limit = max(MIN_LOG_BYTES, self._replay.storage.usage().used_bytes // 2)

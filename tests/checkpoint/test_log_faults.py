@@ -15,7 +15,7 @@ from checkpoint_rig import FailingDisk, Stopped, StoppingDisk
 
 from reverb_async.checkpoint.directory import Directory
 from reverb_async.checkpoint.file_system import FileSystem
-from reverb_async.checkpoint.loading import newest_whole, with_log
+from reverb_async.checkpoint.loading import read_checkpoint, with_log
 from reverb_async.checkpoint.log_file import NOWHERE, LogReader
 from reverb_async.checkpoint.log_reading import LogOnDisk, read_log
 from reverb_async.checkpoint.saving import Saver
@@ -81,12 +81,21 @@ class Life:
         store.unpin(rows)
 
 
-def found(path: Path) -> list[int] | None:
-    """Return the keys of the items that another server finds, None if there is no checkpoint."""
+def found(path: Path, most: int | None = None) -> list[int] | None:
+    """Return the keys of the items that another server finds, from any checkpoint; None if there is none.
+
+    Args:
+        path: the directory.
+        most: look at so many of the newest checkpoints; None: at all.
+    """
     directory = Directory(path)
-    image = newest_whole(directory, "fail")
-    if image is None:
-        return None
+    each = [_found_from(directory, sequence) for sequence in directory.sequences()[:most]]
+    assert all(keys == each[0] for keys in each)
+    return each[0] if each else None
+
+
+def _found_from(directory: Directory, sequence: int) -> list[int]:
+    image = read_checkpoint(directory, sequence)
     replay = Replay([Table("replay", max_size=100)])
     replay.restore(with_log(directory, image, "fail")[0])
     state = replay.tables["replay"].state
@@ -138,7 +147,7 @@ def test_whatever_call_fails_all_that_was_acknowledged_is_there(tmp_path, sync, 
         life = Life(path, disk, sync=sync)
         with contextlib.suppress(OSError):
             asyncio.run(life.run())
-        keys = found(path)
+        keys = found(path, 1)  # What was not logged for a while is in the newest one only.
         assert set(life.acknowledged) <= set(keys or ())
         shutil.rmtree(path)
         if disk.calls < at:
