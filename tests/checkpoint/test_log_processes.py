@@ -89,14 +89,14 @@ async def test_a_server_killed_at_any_moment_has_every_acknowledged_item_once(tm
 async def test_a_writer_outlives_a_killed_server_and_every_item_is_there_once(tmp_path):
     port = str(free_port())
     args = ("--durability", "wal", "--port", port)
-    count = 3000
+    count = 1500
     program = Program(tmp_path, *args)
     try:
         async with ra.Client(program.address) as client, client.trajectory_writer(num_keep_alive_refs=1) as writer:
             for step in range(count):
                 writer.append({name: column[0] for name, column in values(np.array([step])).items()})
                 await writer.create_item(NAME, 1.0, trajectory={n: h[-1] for n, h in writer.history.items()})
-                if step in (1000, 2000):
+                if step in (500, 1000):
                     assert program.stop(signal.SIGKILL)[0] == -signal.SIGKILL
                     program = await asyncio.to_thread(Program, tmp_path, *args)
             await writer.flush()
@@ -109,5 +109,5 @@ async def test_a_writer_outlives_a_killed_server_and_every_item_is_there_once(tm
         assert checkpointer._saver._replay.tables[NAME].state.size == count
         seen: set[int] = set()
         while len(seen) < count:
-            seen |= set((await client.sample_batch(NAME, 2000)).data["action"].tolist())
+            seen |= set((await client.sample_batch(NAME, 1500)).data["action"].tolist())
         assert seen == set(range(count))
