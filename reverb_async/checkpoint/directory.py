@@ -77,6 +77,11 @@ class Directory:
         numbers = [int(name) for name in _matching(self.path, _CHECKPOINT)]
         return sorted((number for number in numbers if self.manifest_path(number).exists()), reverse=True)
 
+    def without_manifest(self) -> list[Path]:
+        """Return directories named as checkpoints that have no manifest: not ours, or somebody has removed it."""
+        paths = (self.path / f"ckpt-{name}" for name in _matching(self.path, _CHECKPOINT))
+        return sorted(path for path in paths if path.is_dir() and not (path / manifests.NAME).exists())
+
     def next_sequence(self) -> int:
         """Return a number for the next checkpoint: higher than those of all there are, and free.
 
