@@ -53,7 +53,7 @@ def newest_whole(directory: Directory, on_corrupt: OnCorrupt) -> CheckpointOnDis
         )
     if bare and directory.last_segment():  # The next save would remove what it cannot know to be needed.
         raise CheckpointError(
-            f"{bare[-1]} has no manifest, and there is no other checkpoint, but files of one; put the manifest back, or "
+            f"{bare[-1]} has no manifest, and there is no other checkpoint, but files of one; put it back, or "
             f"to start empty, move {directory.path} away"
         )
     return None

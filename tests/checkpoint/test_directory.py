@@ -152,7 +152,7 @@ def test_a_checkpoint_that_lost_its_manifest_is_told_and_the_last_one_not_forgot
     assert directory.next_sequence() == 3
     directory.manifest_path(1).unlink()
     before = files_of(tmp_path)
-    with pytest.raises(CheckpointError, match=f"ckpt-{2:020d} has no manifest, .* put the manifest back"):
+    with pytest.raises(CheckpointError, match=f"ckpt-{2:020d} has no manifest, .* put it back"):
         newest_whole(directory_at(tmp_path), "previous")
     assert files_of(tmp_path) == before
     for number in {*first.files, *second.files}:

@@ -117,9 +117,9 @@ async def test_300_connections_that_send_garbage_harm_nobody(program: Program) -
                     garbage.sendall(rng.randbytes(rng.randrange(1, 4000)))
             await check_honest(honest)
         await check_honest(honest)
-        if os.path.isdir(files := f"/proc/{program.process.pid}/fd"):
+        if os.path.isdir(files := f"/proc/{program.process.pid}/fd"):  # noqa: ASYNC240
             async with asyncio.timeout(5):
-                while len(os.listdir(files)) > 40:  # noqa: ASYNC110  # another process's
+                while len(os.listdir(files)) > 40:  # noqa: ASYNC110  # the kernel tells nobody
                     await asyncio.sleep(0.02)
     returncode, log = program.stop()
     assert (returncode, "Traceback" in log, "ERROR" in log) == (0, False, False), log
