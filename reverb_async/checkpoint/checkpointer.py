@@ -292,7 +292,7 @@ class Checkpointer:
 def _refusal(error: OSError, path: Path, last: str | None) -> ReplayError:
     """Return what to tell those who asked for a checkpoint that the disk did not take."""
     kind = ResourceExhausted if error.errno in FULL else CheckpointError
-    kept = "there is no older one" if last is None else f"{last} is as it was"
+    kept = "there is no older one" if last is None else f"{last} is {'as it was' if Path(last).exists() else 'gone'}"
     return kind(
         f"the checkpoint could not be written to {path}: {error.strerror or error}; "
         f"what there was of it is removed, {kept}"

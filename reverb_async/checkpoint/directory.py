@@ -96,6 +96,11 @@ class Directory:
         """Whether there is, or was, a checkpoint with a higher number."""
         return any(int(name) > sequence for kind in (_CHECKPOINT, _CORRUPT) for name in _matching(self.path, kind))
 
+    def without_manifest(self) -> list[Path]:
+        """Return directories named as checkpoints that have no manifest: not ours, or somebody has removed it."""
+        paths = (self.path / f"ckpt-{name}" for name in _matching(self.path, _CHECKPOINT))
+        return sorted(path for path in paths if path.is_dir() and not (path / manifests.NAME).exists())
+
     def next_sequence(self) -> int:
         """Return a number for the next checkpoint: higher than those of all there are, and free.
 

@@ -26,9 +26,13 @@ def newest_whole(directory: Directory, on_corrupt: OnCorrupt) -> CheckpointOnDis
     Those found damaged are logged and put aside as ``ckpt-....corrupt``, once a whole one has been found.
 
     Raises:
-        CheckpointError: one is damaged and `on_corrupt` is ``"fail"``; all are; or one is of a later format.
+        CheckpointError: one is damaged and `on_corrupt` is ``"fail"``; all are, or have lost their manifest; or one is
+            of a later format.
     """
     damaged: list[tuple[int, Damage]] = []
+    bare = directory.without_manifest()
+    for path in bare:
+        logger.warning("%s is left alone: it has no manifest, so it is not, or no longer, a checkpoint", path)
     for sequence in directory.sequences():
         try:
             image = read_checkpoint(directory, sequence)
@@ -50,6 +54,11 @@ def newest_whole(directory: Directory, on_corrupt: OnCorrupt) -> CheckpointOnDis
         raise CheckpointError(
             f"none of the {len(damaged)} checkpoints in {directory.path} is whole; the newest: {damaged[0][1]}; "
             f"to start empty, move the directory away"
+        )
+    if bare and directory.last_segment():  # The next save would remove what it cannot know to be needed.
+        raise CheckpointError(
+            f"{bare[-1]} has no manifest, and there is no other checkpoint, but files of one; put it back, or "
+            f"to start empty, move {directory.path} away"
         )
     return None
 
