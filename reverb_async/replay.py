@@ -32,6 +32,8 @@ logger = logging.getLogger("reverb_async")
 _BLOCKS = 1 << 32
 _SKIPPED_BLOCKS = 1 << 16
 """Blocks that may have been granted after a checkpoint: their keys may still be in clients' hands."""
+_SPREAD_BLOCKS = 1 << 24
+"""Of two servers restored from one checkpoint neither knows what the other granted: each begins somewhere in these."""
 
 
 class Replay:
@@ -202,7 +204,8 @@ class Replay:
         self.sessions.adopt(sessions)
         self.encoded.resume(encoded)
         self.episodes.next = counters["next_episode"]
-        self._next_block = (counters["next_block"] + _SKIPPED_BLOCKS) % _BLOCKS
+        skipped = _SKIPPED_BLOCKS + secrets.randbelow(_SPREAD_BLOCKS)
+        self._next_block = (counters["next_block"] + skipped) % _BLOCKS
 
     def _restored(
         self, image: ReplayImage, into: Mapping[str, str], restoring: list[RestoringStore]

@@ -149,6 +149,12 @@ def test_keys_and_episodes_that_were_handed_out_are_not_handed_out_again() -> No
     assert key % KEYS_PER_BLOCK == 0
 
 
+def test_two_servers_restored_from_one_checkpoint_grant_different_keys() -> None:
+    disk = saved(Table("a", max_size=10), 1)
+    first, second = (restored(disk, Table("a", max_size=10)) for _ in range(2))
+    assert not {first.grant_keys() for _ in range(10)} & {second.grant_keys() for _ in range(10)}
+
+
 def test_the_next_cut_builds_on_what_was_restored() -> None:
     disk = saved(Table("a", max_size=10, sampler=selectors.Fifo()), 1, 2, 3)
     table = Table("a", max_size=10, sampler=selectors.Fifo())

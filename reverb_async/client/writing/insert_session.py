@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from reverb_async.client.events import Blocked, ItemsLost
 from reverb_async.client.writing.connection import Connection
 from reverb_async.client.writing.outgoing import Block, Outgoing, Owner
-from reverb_async.client.writing.unsettled import Stretch, Unsettled
+from reverb_async.client.writing.unsettled import Refused, Stretch, Unsettled
 from reverb_async.errors import Closed, InvalidArgument, ReplayError, Unavailable, from_map
 from reverb_async.protocol.inserting import InsertRequest, InsertResponse
 from reverb_async.protocol.message import Duplex, Message
@@ -59,6 +59,7 @@ class InsertSession:
         self._cancel: list[int] = []
         self._epoch: bytes | None = None
         self._num_confirmed = 0
+        self._refused = Refused()
         self._stream: int | None = None
         self._declared = 0
         self._pause = 0.0
@@ -231,7 +232,7 @@ class InsertSession:
         if greeting.applied_through is None:
             raise InvalidArgument("the server's first message does not say what of the session it has")
         num_applied = greeting.applied_through + sum(count for _, count in greeting.applied)
-        self._compare(greeting.epoch, num_applied)
+        self._compare(greeting, num_applied)
         self._settle(greeting)
         self._confirm([(1, greeting.applied_through), *greeting.applied])
         for stretch in self._sent:
@@ -244,19 +245,25 @@ class InsertSession:
             self._identity = uuid.uuid4().bytes
             self._sent.number_anew()
             self._num_confirmed = 0
+            self._refused = Refused()
             return False
         self._stream = next(_stream_numbers)
         self._declared = 0
         self._resend = deque(self._sent)
         return True
 
-    def _compare(self, epoch: bytes | None, num_applied: int) -> None:
+    def _compare(self, greeting: InsertResponse, num_applied: int) -> None:
         """Tell of items that the server had confirmed, and knows nothing of since it is another process."""
-        if self._epoch is not None and epoch != self._epoch and num_applied < self._num_confirmed:
+        if self._epoch is not None and greeting.epoch != self._epoch:
             lost = self._num_confirmed - num_applied
-            logger.warning("%s: %s came back without %d confirmed items", self._name, self._connection.address, lost)
-            self._connection.emit(ItemsLost(self._name, lost))
-        self._epoch = epoch
+            if lost > 0:
+                lost -= self._refused.count_outside([(1, greeting.applied_through or 0), *greeting.applied])
+            if lost > 0:
+                logger.warning(
+                    "%s: %s came back without %d confirmed items", self._name, self._connection.address, lost
+                )
+                self._connection.emit(ItemsLost(self._name, lost))
+        self._epoch = greeting.epoch
 
     async def _send(self, duplex: Duplex) -> None:
         while True:
@@ -327,7 +334,10 @@ class InsertSession:
         unsettled = self._sent.num_items
         for refusal in answer.refused:
             described = refusal.error if isinstance(refusal.error, dict) else {}
+            before = self._sent.num_items
             self._cancel += self._sent.settle(refusal.seq, refusal.count, from_map(described))
+            if self._sent.num_items < before:  # A greeting tells of earlier ones again.
+                self._refused.add(refusal.seq, refusal.count)
         self._num_confirmed += unsettled - self._sent.num_items
         self._confirm(answer.acks)
         if self._cancel or self._may_send():

@@ -1,11 +1,15 @@
-"""Which items of a session have numbers and are not settled."""
+"""Which items of a session have numbers and are not settled, and which were refused."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 
 from reverb_async.client.writing.outgoing import Block, Outgoing
 from reverb_async.errors import ReplayError
+
+_MAX_RANGES = 4096
+"""Of refused items; what is older is in a checkpoint, if there are any."""
 
 
 class Stretch:
@@ -125,3 +129,25 @@ class Unsettled:
             stretch.stop = start
             self._stretches[stretch.seq] = stretch
         return rest
+
+
+class Refused:
+    """Which items were refused, of late: a server that has forgotten them has not lost them."""
+
+    def __init__(self) -> None:
+        self._ranges: deque[tuple[int, int]] = deque(maxlen=_MAX_RANGES)
+
+    def add(self, seq: int, count: int) -> None:
+        """Note items ``[seq, seq + count)``."""
+        if self._ranges and sum(self._ranges[-1]) == seq:
+            seq, before = self._ranges.pop()
+            count += before
+        self._ranges.append((seq, count))
+
+    def count_outside(self, ranges: Iterable[tuple[int, int]]) -> int:
+        """Return how many of them are in none of these ranges (seq, count), which do not overlap."""
+        count = sum(count for _, count in self._ranges)
+        for first, length in ranges:
+            for seq, n in self._ranges:
+                count -= max(0, min(seq + n, first + length) - max(seq, first))
+        return count
