@@ -38,7 +38,7 @@ class InProcessTransport:
     async def reset(self, table: str) -> None:
         """Empty a table."""
         self._check_open()
-        self._service.reset(table)
+        await self._service.reset(table)
 
     async def server_info(self) -> list[TableInfo]:
         """Describe all tables."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from reverb_async.alarms import Alarms
+from reverb_async.capture import Capture, Log
 from reverb_async.core.cut.plain import layout_from_plain
 from reverb_async.core.cut.table_restore import restore_items
 from reverb_async.core.encoded import DamagedChunks, EncodedItems
@@ -73,6 +74,18 @@ class Replay:
         self._num_writers = 0
         self._repeats = Repeats(logger)
         self._cut: ReplayCut | None = None
+        self.capture: Capture | None = None
+        self.log: Log | None = None
+        """What must have a change before it is acknowledged, if anything must; see `logged`."""
+
+    async def logged(self) -> None:
+        """Return when what has changed so far may be acknowledged: at once, unless there is a log.
+
+        Raises:
+            ReplayError: the log cannot be written; nothing may be acknowledged.
+        """
+        if self.log is not None:
+            await self.log.durable()
 
     def table(self, name: str) -> Table:
         """Return a table; raises `TableNotFound`, which lists the names there are."""
@@ -89,7 +102,7 @@ class Replay:
         """
         for table in self.tables.values():
             keys = self.encoded.keys_showing(table.state.slots, damage)
-            if len(keys):
+            if len(keys) and table.refusal is None:
                 table.mutate(keys[:0], np.zeros(0), keys)
                 self.encoded.damaged += len(keys)
                 self._repeats.warning(f"table {table.name!r}: removed {len(keys)} items: {damage}")
@@ -99,6 +112,15 @@ class Replay:
         block = self._next_block
         self._next_block = (block + 1) % _BLOCKS
         return block * KEYS_PER_BLOCK
+
+    def counters(self) -> dict[str, int]:
+        """Return what the server counts besides what its tables do."""
+        return {
+            "next_block": self._next_block,
+            "next_episode": self.episodes.next,
+            "num_sessions": self.sessions.number,
+            **self.encoded.counters(),
+        }
 
     def count_writers(self, change: int) -> None:
         """Note that insert streams opened (1) or ended (-1); tables name the number in their messages."""
@@ -175,7 +197,10 @@ class Replay:
         for store in restoring:
             store.finish()
         for name, state in states.items():
-            self.tables[name].adopt(state, image.tables[into[name]].state["definition"], resume=resume)
+            if self.capture is not None:
+                self.capture.attach(name, state)
+            source = image.tables[into[name]]
+            self.tables[name].adopt(state, source.state["definition"], resume=resume, unsaved=source.unsaved)
         self.sessions.adopt(sessions)
         self.encoded.resume(encoded)
         self.episodes.next = counters["next_episode"]

@@ -149,6 +149,7 @@ async def _serve(config: Config, tables: Sequence[Table], stop: StopSignals) -> 
             reverb_compat_insecure=where.reverb_compat_insecure,
             limits=config.limits,
             checkpointer=where.build_checkpointer(),
+            durability=where.durability,
         )
     except InvalidArgument as error:  # A certificate or the tokens.
         return _fail(_USAGE_ERROR, error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from reverb_async.errors import InvalidArgument
@@ -51,9 +52,23 @@ class Session:
         # Settled ranges that do not follow `applied_through`, none next to another: starts by ends, and ends by starts.
         self._starts: dict[int, int] = {}
         self._beyond: dict[int, int] = {}
+        self.changes: list[list[Any]] | None = None
 
     def settle(self, seq: int, count: int) -> None:
         """Note that items ``[seq, seq + count)`` are settled."""
+        if self.changes is not None:
+            self._record(seq, count, None)
+        self._settle(seq, count)
+
+    def _record(self, seq: int, count: int, error: Mapping[str, Any] | None) -> None:
+        assert self.changes is not None
+        last = self.changes[-1] if self.changes else None
+        if last is not None and error is None is last[4] and last[0] is self.identity and last[2] + last[3] == seq:
+            last[3] += count
+        else:
+            self.changes.append([self.identity, self.number, seq, count, error])
+
+    def _settle(self, seq: int, count: int) -> None:
         start, stop = seq, seq + count
         if (left := self._starts.pop(start, None)) is not None:
             del self._beyond[left]
@@ -68,8 +83,10 @@ class Session:
 
     def refuse(self, refusal: Refusal) -> None:
         """Settle items as refused."""
+        if self.changes is not None:
+            self._record(refusal.seq, refusal.count, refusal.error)
         self.refusals = [*self.refusals[1 - _MAX_REFUSALS :], refusal]
-        self.settle(refusal.seq, refusal.count)
+        self._settle(refusal.seq, refusal.count)
 
     @property
     def has_gaps(self) -> bool:
@@ -142,7 +159,32 @@ class Sessions:
         self._sessions: dict[bytes, Session] = {}
         self._left: OrderedDict[bytes, Session] = OrderedDict()
         """Those without a stream, in the order in which they lost it."""
-        self._number = 0
+        self.number = 0
+        """Of the newest session."""
+        self._changes: list[list[Any]] | None = None
+
+    def record(self, changes: list[list[Any]]) -> None:
+        """Append what sessions settle to a list from now on: ``[identity, number, seq, count, error or None]``."""
+        self._changes = changes
+        for session in self._sessions.values():
+            session.changes = changes
+
+    def replay(self, changes: list[Any]) -> None:
+        """Do what an earlier server recorded, after `restore`."""
+        for identity, number, seq, count, error in changes:
+            session = self._sessions.get(identity)
+            if session is None:
+                session = self._add(identity, int(number))
+                self.detach(session)
+            if error is None:
+                session.settle(int(seq), int(count))
+            else:
+                session.refuse(Refusal(int(seq), int(count), error))
+
+    def _add(self, identity: bytes, number: int) -> Session:
+        session = self._sessions[identity] = Session(identity, number)
+        session.changes = self._changes
+        return session
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -151,8 +193,8 @@ class Sessions:
         """Return the session of this identity, open on `stream`; ends the stream it was open on before."""
         session = self._sessions.get(identity)
         if session is None:
-            self._number += 1
-            session = self._sessions[identity] = Session(identity, self._number)
+            self.number += 1
+            session = self._add(identity, self.number)
         session.openings += 1
         try:
             while session.stream is not None:
@@ -166,12 +208,13 @@ class Sessions:
 
     def snapshot(self) -> SessionsSnapshot:
         """Return what every session has settled now."""
-        return SessionsSnapshot(self._number, list(self._sessions.values()))
+        return SessionsSnapshot(self.number, list(self._sessions.values()))
 
     def adopt(self, saved: tuple[int, list[Session]]) -> None:
         """Remember the sessions of an earlier server, of which none is open here; they begin to age now."""
-        self._number, sessions = saved
+        self.number, sessions = saved
         for session in sessions:
+            session.changes = self._changes
             self._sessions[session.identity] = session
             self.detach(session)
 

@@ -82,6 +82,16 @@ class StoppingDisk(FileSystem):
         self._count()
         self._unsynced.pop(self._open[file], None)
 
+    def sync_data(self, file: int) -> None:
+        self._count()
+        length = os.fstat(file).st_size
+        super().sync_data(file)
+        self._unsynced[self._open[file]] = length
+
+    def truncate(self, file: int, nbytes: int) -> None:
+        self._count()
+        super().truncate(file, nbytes)
+
     def close(self, file: int) -> None:
         self._count()
         del self._open[file]
@@ -142,6 +152,14 @@ class FailingDisk(FileSystem):
     def sync(self, file: int) -> None:
         self._count()
         super().sync(file)
+
+    def sync_data(self, file: int) -> None:
+        self._count()
+        super().sync_data(file)
+
+    def truncate(self, file: int, nbytes: int) -> None:
+        self._count()
+        super().truncate(file, nbytes)
 
     def rename(self, path: Path, target: Path) -> None:
         self._count()

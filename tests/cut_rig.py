@@ -22,6 +22,7 @@ class MemoryTable:
     def __init__(self) -> None:
         self.state: dict[str, Any] = {}
         self.saved: list[ArrayBlock] = []
+        self.unsaved = np.zeros(0, np.int64)
 
     def blocks(self) -> Iterable[ArrayBlock]:
         return list(self.saved)

@@ -28,8 +28,12 @@ ALLOWED = {
     "table": ["alarms", "core", "errors", "limits", "logs", "metrics", "table", "waiting"],
     "sessions": ["errors", "protocol"],
     "saving": ["core"],
-    "replay": ["alarms", "core", "errors", "limits", "logs", "protocol", "saving", "sessions", "table"],
-    "checkpoint": ["alarms", "checkpoint", "compat.tensors", "core", "errors", "replay", "saving", "table"],
+    "capture": ["core", "replay"],
+    "replay": ["alarms", "capture", "core", "errors", "limits", "logs", "protocol", "saving", "sessions", "table"],
+    "checkpoint": [
+        *["alarms", "capture", "checkpoint", "compat.tensors", "core", "errors", "replay", "saving", "sessions"],
+        "table",
+    ],
     "service": [
         *["core", "errors", "limits", "protocol", "replay", "security.grants", "service", "sessions", "table"],
         "waiting",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks.subject import Subject
 from benchmarks.subjects import (
     checkpoints,
+    durability,
     latency,
     memory,
     recovery,
@@ -18,7 +19,7 @@ from benchmarks.subjects import (
 
 SUBJECTS: dict[str, Subject] = {
     subject.name: subject
-    for module in (sampling, writing, latency, memory, checkpoints, scaling, sustained, recovery, sweeps)
+    for module in (sampling, writing, latency, memory, checkpoints, durability, scaling, sustained, recovery, sweeps)
     for subject in module.SUBJECTS
 }
 """What the command line knows."""

@@ -14,11 +14,11 @@ from reverb_async.checkpoint.damage import Damage
 from reverb_async.checkpoint.directory import Directory
 from reverb_async.checkpoint.export import FORMATS, export
 from reverb_async.checkpoint.image import CheckpointOnDisk
-from reverb_async.checkpoint.loading import read_checkpoint
+from reverb_async.checkpoint.loading import read_checkpoint, with_log
 from reverb_async.checkpoint.manifest import Manifest, read_manifest
 from reverb_async.checkpoint.policy import described
 from reverb_async.core.spec import ArraySpec
-from reverb_async.errors import ReplayError
+from reverb_async.errors import CheckpointError, ReplayError
 
 _DAMAGED, _FAILED = 1, 2
 
@@ -90,8 +90,12 @@ def _verify(directory: Directory, sequences: list[int], args: argparse.Namespace
     rows, status = [], 0
     for sequence in sequences:
         try:
-            manifest = read_checkpoint(directory, sequence).manifest
-        except Damage as damage:
+            image = read_checkpoint(directory, sequence)
+            frames = len(with_log(directory, image, "fail")[1].frames)
+        except CheckpointError as error:
+            damage = error if isinstance(error, Damage) else error.__cause__
+            if not isinstance(damage, Damage):
+                raise
             if not directory.manifest_path(sequence).exists():
                 continue
             status = _DAMAGED
@@ -106,8 +110,9 @@ def _verify(directory: Directory, sequences: list[int], args: argparse.Namespace
                 }
             )
             continue
-        rows.append({"sequence": sequence, "whole": True, "bytes": manifest.nbytes, "files": len(manifest.files)})
-    _print(rows, args.json, ("sequence", "whole", "bytes", "files", "file", "offset", "expected", "found"))
+        facts = {"bytes": image.manifest.nbytes, "files": len(image.manifest.files), "frames": frames}
+        rows.append({"sequence": sequence, "whole": True, **facts})
+    _print(rows, args.json, ("sequence", "whole", "bytes", "files", "frames", "file", "offset", "expected", "found"))
     return status
 
 

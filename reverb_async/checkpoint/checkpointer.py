@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import math
 import os
@@ -19,9 +18,11 @@ from reverb_async.checkpoint.directory import Directory
 from reverb_async.checkpoint.file_system import FileSystem
 from reverb_async.checkpoint.image import CheckpointOnDisk
 from reverb_async.checkpoint.jobs import until_done
-from reverb_async.checkpoint.loading import OnCorrupt, newest_whole
+from reverb_async.checkpoint.loading import OnCorrupt, newest_whole, refuse_log_alone, with_log
+from reverb_async.checkpoint.log_file import NOWHERE, Position
 from reverb_async.checkpoint.policy import RestorePolicy, agree, restore
 from reverb_async.checkpoint.saving import Saver
+from reverb_async.checkpoint.write_ahead import FULL, Durability, WriteAheadLog
 from reverb_async.errors import CheckpointError, Closed, InvalidArgument, ReplayError, ResourceExhausted
 from reverb_async.replay import Replay
 
@@ -29,7 +30,6 @@ logger = logging.getLogger("reverb_async")
 
 T = TypeVar("T")
 
-_FULL = {errno.ENOSPC, errno.EFBIG, *(getattr(errno, name) for name in ("EDQUOT",) if hasattr(errno, name))}
 _FIRST_RETRY_S = 5.0
 
 ALARM = "checkpoint"
@@ -95,13 +95,18 @@ class Checkpointer:
         self._alarms: Alarms | None = None
         self._running: asyncio.Task[str] | None = None
         self._next: asyncio.Task[str] | None = None
-        self._timer: asyncio.Task[None] | None = None
+        self._timers: list[asyncio.Task[None]] = []
+        self._log: WriteAheadLog | None = None
         self._failures = 0
 
-    async def start(self, replay: Replay) -> None:
+    async def start(self, replay: Replay, durability: Durability = "memory") -> None:
         """Take the directory, and restore the newest checkpoint that is whole into tables that hold nothing yet.
 
-        Blocks a thread, not the event loop. Called by `Server.start`.
+        What a log adds to it is restored, too. Blocks a thread, not the event loop. Called by `Server.start`.
+
+        Args:
+            replay: the server's tables.
+            durability: whether to write a log, see `Server`.
 
         Raises:
             CheckpointError: the directory is in use or cannot be used, no checkpoint is whole, or the tables are not
@@ -113,20 +118,28 @@ class Checkpointer:
         self._thread = ThreadPoolExecutor(1, "reverb_async-checkpoint")
         try:
             await self._do(self._directory.prepare)
-            self._saver = Saver(replay, self._directory, self._thread)
             self._alarms = replay.alarms
+            if durability != "memory":
+                self._log = WriteAheadLog(replay, self._directory, sync=durability == "wal_fsync")
+            self._saver = Saver(replay, self._directory, self._thread, self._log)
             image = await self._do(newest_whole, self._directory, self._on_corrupt)
             self._saver.last_number = await self._do(self._directory.last_segment)
+            end = NOWHERE
             if image is None:
+                await self._do(refuse_log_alone, self._directory)
                 logger.info("no checkpoint in %s: starting empty", self.path)
             else:
-                await self._restore_from(replay, image)
+                end = await self._restore_from(replay, image)
             await self._do(self._tidy)
+            if self._log is not None:
+                await self._begin_log(self._log, end)
         except BaseException:
             await self.close(save=False)
             raise
         if self._every is not None:
-            self._timer = asyncio.create_task(self._save_regularly(self._every), name="checkpoints")
+            self._timers.append(asyncio.create_task(self._save_regularly(self._every), name="checkpoints"))
+        if self._log is not None:
+            self._timers.append(asyncio.create_task(self._save_for(self._log), name="checkpoints for the log"))
 
     async def save(self) -> str:
         """Write a checkpoint of what the server holds now, or somewhat later; return its path.
@@ -151,10 +164,11 @@ class Checkpointer:
         Raises:
             ReplayError: what `save` raises; the directory was let go nevertheless.
         """
-        if self._timer is not None:
-            self._timer.cancel()
-            await asyncio.wait([self._timer])
-            self._timer = None
+        for timer in self._timers:
+            timer.cancel()
+        if self._timers:
+            await asyncio.wait(self._timers)
+            self._timers = []
         try:
             if save and self._saver is not None:
                 await self.save()
@@ -163,6 +177,9 @@ class Checkpointer:
             if pending:
                 await asyncio.wait(pending)
             self._saver = None
+            if self._log is not None:
+                await self._log.close()
+                self._log = None
             if self._thread is not None:
                 await self._do(self._directory.release)
                 self._thread.shutdown(wait=False)
@@ -170,16 +187,28 @@ class Checkpointer:
 
     # -- starting -----------------------------------------------------------------------------------------------------
 
-    async def _restore_from(self, replay: Replay, image: CheckpointOnDisk) -> None:
+    async def _begin_log(self, log: WriteAheadLog, end: Position) -> None:
+        log.begin(await self._do(log.prepare), end)
+        if log.failure is not None:
+            try:
+                await self.save()
+            except ReplayError:  # logged, and an alarm
+                log.wants_checkpoint.set()
+
+    async def _restore_from(self, replay: Replay, image: CheckpointOnDisk) -> Position:
+        """Restore a checkpoint and what the log adds; return where the log can go on."""
         assert self._saver is not None
         manifest, started = image.manifest, time.monotonic()
         path = str(self._directory.checkpoint_path(manifest.sequence))
-        agree(replay, image, self._restore, path)
-        await self._do(restore, replay, image, path)
+        logged, log = await self._do(with_log, self._directory, image, self._on_corrupt)
+        is_same = agree(replay, logged, self._restore, path)
+        await self._do(restore, replay, logged, path)
         self.last_path, self.last_saved = path, manifest.time
         self._saver.last, self._saver.held = manifest, image.held
         items = {name: table.state.size for name, table in replay.tables.items()}
-        logger.info("restored %s: %s items, %.2f s", path, items, time.monotonic() - started)
+        frames = f" and {len(log.frames)} frames of the log" if log.frames else ""
+        logger.info("restored %s%s: %s items, %.2f s", path, frames, items, time.monotonic() - started)
+        return log.end if is_same else NOWHERE
 
     def _tidy(self) -> None:
         """Remove what killed or failed attempts left, as far as nothing may need it."""
@@ -241,6 +270,20 @@ class Checkpointer:
             with contextlib.suppress(ReplayError):  # logged, and an alarm
                 await self.save()
 
+    async def _save_for(self, log: WriteAheadLog) -> None:
+        """Save whenever the log wants it."""
+        failures = 0
+        while True:
+            await log.wants_checkpoint.wait()
+            log.wants_checkpoint.clear()
+            try:
+                await self.save()
+                failures = 0
+            except ReplayError:  # logged, and an alarm
+                log.wants_checkpoint.set()
+                await asyncio.sleep(_FIRST_RETRY_S * 2 ** min(failures, 6))
+                failures += 1
+
     async def _do(self, work: Callable[..., T], *args: Any) -> T:
         assert self._thread is not None
         return await until_done(self._thread.submit(work, *args))
@@ -248,8 +291,8 @@ class Checkpointer:
 
 def _refusal(error: OSError, path: Path, last: str | None) -> ReplayError:
     """Return what to tell those who asked for a checkpoint that the disk did not take."""
-    kind = ResourceExhausted if error.errno in _FULL else CheckpointError
-    kept = "there is no older one" if last is None else f"{last} is as it was"
+    kind = ResourceExhausted if error.errno in FULL else CheckpointError
+    kept = "there is no older one" if last is None else f"{last} is {'as it was' if Path(last).exists() else 'gone'}"
     return kind(
         f"the checkpoint could not be written to {path}: {error.strerror or error}; "
         f"what there was of it is removed, {kept}"

@@ -56,14 +56,14 @@ def read_slots(record: Record) -> ArrayBlock:
         Malformed: it is something else.
     """
     header, buffers = record.header, iter(record.buffers)
-    n = _count(header["n"])
+    n = count_of(header["n"])
     ids = _get_column("<i8", header["ids"], n, buffers)
-    _check_numbers(ids)
+    check_numbers(ids)
     fields = [(str(name), _scalar(kind)) for name, kind, _ in header["fields"]]
     values = np.empty(n, np.dtype(fields))
     for name, kind, column in header["fields"]:
         values[name] = _get_column(kind, column, n, buffers)
-    more = _as_array(next(buffers), "<i8", (_count(header["more"]), 4))
+    more = as_array(next(buffers), "<i8", (count_of(header["more"]), 4))
     return ArrayBlock(ids, values, more)
 
 
@@ -73,12 +73,17 @@ def write_rows(
     """Append rows of a store."""
     arrays: list[NDArray[Any]] = []
     header: Header = {"kind": ROWS, "store": store, "n": len(rows), "rows": _put_column(rows, arrays)}
+    put_columns(columns, arrays)
+    file.add(header, arrays)
+
+
+def put_columns(columns: Sequence[NDArray[Any] | VariableRows], arrays: list[NDArray[Any]]) -> None:
+    """Append the columns of rows to `arrays`, for `get_columns`."""
     for column in columns:
         if isinstance(column, VariableRows):
             arrays += [column.data, np.ascontiguousarray(column.sizes), np.ascontiguousarray(column.shapes)]
         else:
             arrays.append(np.ascontiguousarray(column))
-    file.add(header, arrays)
 
 
 def read_row_numbers(record: Record) -> NDArray[np.int64]:
@@ -87,8 +92,8 @@ def read_row_numbers(record: Record) -> NDArray[np.int64]:
     Raises:
         Malformed: it is something else.
     """
-    rows = _get_column("<i8", record.header["rows"], _count(record.header["n"]), iter(record.buffers))
-    _check_numbers(rows)
+    rows = _get_column("<i8", record.header["rows"], count_of(record.header["n"]), iter(record.buffers))
+    check_numbers(rows)
     return rows
 
 
@@ -101,20 +106,31 @@ def read_rows(record: Record, specs: Sequence[ArraySpec], segment: int) -> RowVa
     rows = read_row_numbers(record)
     n = len(rows)
     buffers = iter(record.buffers[1:] if record.header["rows"] is None else record.buffers)
+    return RowValues(rows, get_columns(buffers, specs, n), segment)
+
+
+def get_columns(
+    buffers: Iterator[NDArray[np.uint8]], specs: Sequence[ArraySpec], n: int
+) -> list[NDArray[Any] | VariableRows]:
+    """Take the columns of `n` rows from buffers, which they view.
+
+    Raises:
+        Malformed: they are not there.
+    """
     columns: list[NDArray[Any] | VariableRows] = []
     for spec in specs:
         if spec.is_variable:
             variable = VariableRows(
                 next(buffers),
-                _as_array(next(buffers), "<i8", (n,)),
-                _as_array(next(buffers), "<i4", (n, len(spec.shape))),
+                as_array(next(buffers), "<i8", (n,)),
+                as_array(next(buffers), "<i4", (n, len(spec.shape))),
             )
             if (n and int(variable.sizes.min()) < 0) or int(variable.sizes.sum()) != len(variable.data):
                 raise Malformed(f"{n} sizes that add up to {int(variable.sizes.sum())}, not {len(variable.data)}")
             columns.append(variable)
         else:
-            columns.append(_as_array(next(buffers), spec.dtype, (n, *spec.fixed_shape)))
-    return RowValues(rows, columns, segment)
+            columns.append(as_array(next(buffers), spec.dtype, (n, *spec.fixed_shape)))
+    return columns
 
 
 def write_state(file: RecordWriter, state: Mapping[str, Any]) -> None:
@@ -150,7 +166,7 @@ def _put_column(column: NDArray[Any], arrays: list[NDArray[Any]]) -> list[Any] |
 def _get_column(kind: str, column: list[Any] | None, n: int, buffers: Iterator[NDArray[np.uint8]]) -> NDArray[Any]:
     dtype = np.dtype(_scalar(kind))
     if column is None:
-        return _as_array(next(buffers), dtype, (n,))
+        return as_array(next(buffers), dtype, (n,))
     first, step = map(int, column)
     bits = np.dtype(f"<i{dtype.itemsize}") if dtype.kind == "f" else dtype
     limits = np.iinfo(bits)
@@ -167,7 +183,8 @@ def _word(value: int, dtype: np.dtype[Any]) -> Any:
     return np.array(value % 2 ** (8 * dtype.itemsize), f"<u{dtype.itemsize}").view(dtype)
 
 
-def _as_array(buffer: NDArray[np.uint8], dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+def as_array(buffer: NDArray[np.uint8], dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return bytes as an array; raises `Malformed` if they are not as many."""
     dtype = np.dtype(dtype)
     if math.prod(shape) * dtype.itemsize != len(buffer):
         raise Malformed(f"{len(buffer)} bytes for {dtype} {list(shape)}")
@@ -181,12 +198,14 @@ def _scalar(kind: object) -> str:
     return kind
 
 
-def _count(n: object) -> int:
+def count_of(n: object) -> int:
+    """Return a count that was read; raises `Malformed` if it is none."""
     if not isinstance(n, int) or isinstance(n, bool) or not 0 <= n < MAX_NUMBER:
         raise Malformed(f"a count of {n!r:.30}")
     return n
 
 
-def _check_numbers(numbers: NDArray[np.int64]) -> None:
+def check_numbers(numbers: NDArray[np.int64]) -> None:
+    """Raise `Malformed` unless these can be numbers of slots or rows."""
     if len(numbers) and (int(numbers.min()) < 0 or int(numbers.max()) >= MAX_NUMBER):
         raise Malformed(f"numbers from {int(numbers.min())} to {int(numbers.max())}")

@@ -4,6 +4,7 @@
 
     LOCK                          held by the server that writes here
     segments/seg-<20 digits>      files of records, never changed, shared by checkpoints
+    log/log-<20 digits>           what changed since a checkpoint, see `log_file`; each goes on from the one before
     ckpt-<20 digits>/MANIFEST     a checkpoint; higher numbers are later
     ckpt-<20 digits>.corrupt      one that was found damaged
     segments/tmp-seg-..., tmp-ckpt-...   what is being written or removed
@@ -35,6 +36,7 @@ MAX_SEGMENT = 2**31 - 1
 
 _CHECKPOINT = re.compile(r"ckpt-([0-9]{20})")
 _CORRUPT = re.compile(r"ckpt-([0-9]{20})\.corrupt")
+_LOG = re.compile(r"log-([0-9]{20})")
 _SEGMENT = re.compile(r"seg-([0-9]{20})")
 _UNFINISHED_CHECKPOINT = re.compile(r"tmp-ckpt-[0-9]{20}")
 _UNFINISHED_SEGMENT = re.compile(r"tmp-seg-[0-9]{20}")
@@ -54,6 +56,7 @@ class Directory:
     def __init__(self, path: Path, files: FileSystem | None = None) -> None:
         self.path = path
         self.segments = path / "segments"
+        self.log = path / "log"
         self.files = files or FileSystem()
         self.verified: set[int] = set()
         self._lock = Lock(path / "LOCK")
@@ -72,10 +75,31 @@ class Directory:
         """Return where a file of records is, or would be."""
         return self.segments / f"seg-{number:020d}"
 
+    def log_path(self, number: int) -> Path:
+        """Return where a file of the log is, or would be."""
+        return self.log / f"log-{number:020d}"
+
+    def log_numbers(self) -> list[int]:
+        """Return the numbers of all files of the log, ascending."""
+        return sorted(int(name) for name in _matching(self.log, _LOG) if is_segment(self.log / f"log-{name}"))
+
+    def next_log(self, after: int = 0) -> int:
+        """Return a number for the next file of the log: higher than those of all there are."""
+        return max([after, *(int(name) for name in _matching(self.log, _LOG))]) + 1
+
     def sequences(self) -> list[int]:
         """Return the numbers of all checkpoints, the newest first; directories without a manifest are none."""
         numbers = [int(name) for name in _matching(self.path, _CHECKPOINT)]
         return sorted((number for number in numbers if self.manifest_path(number).exists()), reverse=True)
+
+    def has_newer(self, sequence: int) -> bool:
+        """Whether there is, or was, a checkpoint with a higher number."""
+        return any(int(name) > sequence for kind in (_CHECKPOINT, _CORRUPT) for name in _matching(self.path, kind))
+
+    def without_manifest(self) -> list[Path]:
+        """Return directories named as checkpoints that have no manifest: not ours, or somebody has removed it."""
+        paths = (self.path / f"ckpt-{name}" for name in _matching(self.path, _CHECKPOINT))
+        return sorted(path for path in paths if path.is_dir() and not (path / manifests.NAME).exists())
 
     def next_sequence(self) -> int:
         """Return a number for the next checkpoint: higher than those of all there are, and free.
@@ -128,6 +152,7 @@ class Directory:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
             self.segments.mkdir(exist_ok=True)
+            self.log.mkdir(exist_ok=True)
             self.files.sync_directory(self.path)
         except OSError as error:
             self._lock.release()
@@ -167,6 +192,7 @@ class Directory:
                 self._remove_checkpoint(sequence)
             whole += sequence in self.verified
         self.remove_unused_segments()
+        self.remove_unused_logs()
 
     def remove_unused_segments(self) -> None:
         """Remove files of records that no manifest names."""
@@ -179,6 +205,18 @@ class Directory:
             path = self.segments / f"seg-{name}"
             if int(name) not in needed and is_segment(path):
                 self._discard_file(path)
+
+    def remove_unused_logs(self) -> None:
+        """Remove files of the log that are older than the oldest checkpoint: restoring that needs all after it."""
+        firsts = []
+        for sequence in self.sequences():
+            manifest = self._readable(self.manifest_path(sequence), sequence)
+            if manifest is not None and manifest.log_position is not None:
+                firsts.append(int(manifest.log_position))
+        if firsts:
+            for number in self.log_numbers():
+                if number < min(firsts):
+                    self._discard_file(self.log_path(number))
 
     def discard_checkpoint(self, sequence: int) -> bool:
         """Remove a checkpoint that did not come about, as far as it got; return whether nothing is left of it."""

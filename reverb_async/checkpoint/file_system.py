@@ -45,6 +45,15 @@ class FileSystem:
         """Have the disk keep what was written."""
         os.fsync(file)
 
+    def sync_data(self, file: int) -> None:
+        """Have the disk keep what was written, and the file's length, but not its times."""
+        getattr(os, "fdatasync", os.fsync)(file)
+
+    def truncate(self, file: int, nbytes: int) -> None:
+        """Cut a file off; what is written next follows there."""
+        os.ftruncate(file, nbytes)
+        os.lseek(file, nbytes, os.SEEK_SET)
+
     def close(self, file: int) -> None:
         """Close a descriptor."""
         os.close(file)

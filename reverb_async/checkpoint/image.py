@@ -95,6 +95,7 @@ class TableOnDisk:
         self._places = places
         self.facts = facts
         self.state = state
+        self.unsaved: NDArray[np.int64] | None = np.zeros(0, np.int64)
 
     def blocks(self) -> Iterator[ArrayBlock]:
         """Yield images of slots; of a slot the last counts."""

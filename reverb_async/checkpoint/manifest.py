@@ -87,7 +87,7 @@ class Manifest:
         tables: all tables.
         stores: all stores.
         files: all files it needs, by number.
-        log_position: up to where a write-ahead log is contained; there is none yet.
+        log_position: number of the first file of the log that is not contained; None: there was no log.
     """
 
     sequence: int

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from reverb_async.checkpoint.image import CheckpointOnDisk
+from reverb_async.checkpoint.logged_image import LoggedImage
 from reverb_async.checkpoint.plain import pack, unpack
 from reverb_async.core import selectors
 from reverb_async.core.rate_limiters import RateLimiter
@@ -23,7 +24,7 @@ _HARMLESS = frozenset({"name", "seed"})
 """A seed decides nothing about what is there."""
 
 
-def agree(replay: Replay, image: CheckpointOnDisk, policy: RestorePolicy, name: str) -> None:
+def agree(replay: Replay, image: CheckpointOnDisk | LoggedImage, policy: RestorePolicy, name: str) -> bool:
     """Make sure that a replay's tables and those of a checkpoint fit together, and log how they differ.
 
     Args:
@@ -32,6 +33,9 @@ def agree(replay: Replay, image: CheckpointOnDisk, policy: RestorePolicy, name: 
         image: verified.
         policy: see `Checkpointer`.
         name: the checkpoint's, for messages.
+
+    Returns:
+        Whether nothing differs, so that the tables are just as they were.
 
     Raises:
         CheckpointError: the policy is ``"strict"`` and something differs, or a definition cannot be read.
@@ -50,9 +54,10 @@ def agree(replay: Replay, image: CheckpointOnDisk, policy: RestorePolicy, name: 
             _redefine(replay, image)
         except ReplayError as error:
             raise CheckpointError(f"checkpoint {name} cannot be restored: {error}") from error
+    return not differences
 
 
-def restore(replay: Replay, image: CheckpointOnDisk, name: str) -> None:
+def restore(replay: Replay, image: CheckpointOnDisk | LoggedImage, name: str) -> None:
     """Fill the tables of a replay that agrees with a checkpoint. Blocks while it reads.
 
     Raises:
@@ -67,7 +72,7 @@ def restore(replay: Replay, image: CheckpointOnDisk, name: str) -> None:
             logger.warning("checkpoint %s: %d items of table %r had no room", name, left, table)
 
 
-def _redefine(replay: Replay, image: CheckpointOnDisk) -> None:
+def _redefine(replay: Replay, image: CheckpointOnDisk | LoggedImage) -> None:
     for name, saved in image.tables.items():
         if name not in replay.tables:
             replay.add(Table.from_definition(saved.state["definition"]))
@@ -75,7 +80,7 @@ def _redefine(replay: Replay, image: CheckpointOnDisk) -> None:
             replay.tables[name].redefine(saved.state["definition"])
 
 
-def _differences(replay: Replay, image: CheckpointOnDisk) -> list[str]:
+def _differences(replay: Replay, image: CheckpointOnDisk | LoggedImage) -> list[str]:
     differences = []
     for name, saved in image.tables.items():
         if name in replay.tables:

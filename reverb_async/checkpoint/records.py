@@ -27,7 +27,10 @@ from reverb_async.core.storage.backing import aligned_empty
 FORMAT = 1
 ALIGNMENT = 64
 
-_MAGIC = b"RvAs"
+_SHORT = 128 << 10
+"""Copying so few bytes costs less than handling them in parts."""
+
+MAGIC = b"RvAs"
 _PREFIX = struct.Struct("<4sIQQ")
 _SUM_OFFSET = 16
 _END = "end"
@@ -102,7 +105,7 @@ class RecordWriter:
         Raises:
             OSError: the disk does not take it.
         """
-        buffers = [_raw(array) for array in arrays]
+        buffers = [array.tobytes() if array.nbytes <= _SHORT else _raw(array) for array in arrays]
         packed = pack({**header, "sizes": [len(buffer) for buffer in buffers]})
         parts: list[Any] = [packed + bytes(-(len(packed) + _PREFIX.size) % ALIGNMENT)]
         for buffer in buffers:
@@ -110,7 +113,9 @@ class RecordWriter:
             if padding := -len(buffer) % ALIGNMENT:
                 parts.append(bytes(padding))
         length = _PREFIX.size + sum(map(len, parts))
-        start = _PREFIX.pack(_MAGIC, len(packed), length, 0)
+        if length <= _SHORT:
+            parts = [b"".join(parts)]
+        start = _PREFIX.pack(MAGIC, len(packed), length, 0)
         digest = _digest_of([start[:_SUM_OFFSET], *parts], self.nbytes)
         prefix = start[:_SUM_OFFSET] + digest.to_bytes(8, "little")
         self._files.write(self._file, [prefix, *parts])
@@ -224,8 +229,8 @@ class RecordReader:
         if len(prefix) < _PREFIX.size:
             raise Damage(self._path, offset, f"a record's prefix of {_PREFIX.size} bytes", f"{len(prefix)} bytes")
         magic, header_bytes, length, stored = _PREFIX.unpack(prefix)
-        if magic != _MAGIC:
-            raise Damage(self._path, offset, f"a record that begins with {_MAGIC!r}", repr(magic))
+        if magic != MAGIC:
+            raise Damage(self._path, offset, f"a record that begins with {MAGIC!r}", repr(magic))
         if length % ALIGNMENT or not _PREFIX.size + header_bytes <= length <= size - offset:
             raise Damage(
                 self._path,
@@ -266,7 +271,7 @@ def is_segment(path: Path) -> bool:
     """Whether a file begins as ours do."""
     try:
         with path.open("rb") as file:
-            return file.read(len(_MAGIC)) == _MAGIC
+            return file.read(len(MAGIC)) == MAGIC
     except OSError:
         return False
 

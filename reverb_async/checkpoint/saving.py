@@ -20,6 +20,7 @@ from reverb_async.checkpoint.draft import Draft
 from reverb_async.checkpoint.image import records_of_table
 from reverb_async.checkpoint.jobs import Jobs, until_done
 from reverb_async.checkpoint.manifest import Manifest, StoreFacts, TableFacts, store_name
+from reverb_async.checkpoint.write_ahead import WriteAheadLog
 from reverb_async.core.cut.image import ArrayBlock
 from reverb_async.core.cut.store_cut import StoreCut
 from reverb_async.core.cut.table_cut import TableCut
@@ -50,6 +51,7 @@ class Saver:
     Args:
         replay: whose cut is written.
         directory: prepared; nobody else writes there.
+        log: begins another file with each checkpoint; None: there is none.
         thread: runs one job at a time; all file operations happen there.
 
     Attributes:
@@ -58,7 +60,10 @@ class Saver:
         held: which slots of each table hold items in the last checkpoint; those that changed since may be wrong.
     """
 
-    def __init__(self, replay: Replay, directory: Directory, thread: Executor) -> None:
+    def __init__(
+        self, replay: Replay, directory: Directory, thread: Executor, log: WriteAheadLog | None = None
+    ) -> None:
+        self._log = log
         self._replay = replay
         self._directory = directory
         self._thread = thread
@@ -79,8 +84,11 @@ class Saver:
         sequence = await self._do(self._directory.next_sequence)
         draft = Draft(self._directory, sequence, self.last_number)
         outgrown = () if last is None else [table.name for table in last.tables if upkeep.is_outgrown(table)]
+        log_file = None if self._log is None else await self._do(self._log.prepare)
         began()
         written = time.time()
+        if self._log is not None and log_file is not None:
+            self._log.rotate(log_file)
         cut = self._replay.cut(full=last is None)
         for name in outgrown:
             if name in cut.tables:
@@ -106,9 +114,14 @@ class Saver:
                 tables=tuple(tables),
                 stores=tuple(stores),
                 files=files,
+                log_position=None if log_file is None else log_file.number,
             )
+            if self._log is not None:
+                await self._log.linked()
             await self._do(draft.commit, manifest)
             self.last = manifest
+            if self._log is not None:
+                self._log.committed()
         finally:
             self.last_number = draft.last_number
             is_committed = self.last is manifest is not None

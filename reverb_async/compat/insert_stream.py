@@ -208,6 +208,7 @@ class InsertStream:
         try:
             while self._confirmed:
                 keys, self._confirmed = self._confirmed[:MAX_UNCONFIRMED], self._confirmed[MAX_UNCONFIRMED:]
+                await self._service.replay.logged()
                 await self._stream.send([write_insert_response(np.array(keys, np.uint64))])
                 self._room.set()
         finally:

@@ -103,11 +103,13 @@ class DeepMindService:
             table.mutate(keys[start : start + MAX_STEP_KEYS], priorities[start : start + MAX_STEP_KEYS], deletes[:0])
             if start:
                 await asyncio.sleep(0)
+        await self.replay.logged()
         return b""
 
     async def reset(self, body: Data) -> bytes:
         """Empty a table."""
         self.replay.table(Message(body, "ResetRequest").text(1)).reset()
+        await self.replay.logged()
         return b""
 
     async def server_info(self, body: Data) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-CHECKPOINT_KEYS = ("checkpoint_dir", "checkpoint_every", "checkpoint_keep", "on_corrupt", "restore")
+CHECKPOINT_KEYS = ("checkpoint_dir", "checkpoint_every", "checkpoint_keep", "on_corrupt", "restore", "durability")
 
 
 def as_number(text: str) -> object:
@@ -38,4 +38,10 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
         metavar="strict|config|checkpoint",
         help="when the tables are not those of the checkpoint: do not start (default), take the configuration's "
         "definitions, or the checkpoint's",
+    )
+    group.add_argument(
+        "--durability",
+        metavar="memory|wal|wal_fsync",
+        help="what is acknowledged survives a checkpoint away (default), the server's being killed, or a power cut; "
+        "the latter two write a log to --checkpoint-dir",
     )

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reverb_async.checkpoint import Checkpointer
+from reverb_async.checkpoint import Checkpointer, Durability
 from reverb_async.checkpoint.loading import OnCorrupt
 from reverb_async.checkpoint.policy import RestorePolicy
+from reverb_async.checkpoint.write_ahead import DURABILITIES
 from reverb_async.config.choices import Settings, expand, overlay
 from reverb_async.config.flags import CHECKPOINT_KEYS
 from reverb_async.config.limits import LIMIT_FLAGS, limits_to_toml, read_limits
@@ -46,6 +47,7 @@ class ServerConfig:
         checkpoint_keep: how many are kept.
         on_corrupt: what to do when the newest is damaged.
         restore: what to do when the tables are not those of the checkpoint.
+        durability: whether a log is kept as well, see `Server`.
     """
 
     host: str = "127.0.0.1"
@@ -64,6 +66,7 @@ class ServerConfig:
     checkpoint_keep: int = 3
     on_corrupt: OnCorrupt = "previous"
     restore: RestorePolicy = "strict"
+    durability: Durability = "memory"
 
     @property
     def tls(self) -> ServerTLS | None:
@@ -270,4 +273,5 @@ _SERVER_READERS: dict[str, Callable[[Setting], Any]] = {
     "checkpoint_keep": lambda setting: setting.integer(2),
     "on_corrupt": lambda setting: setting.choice(("previous", "fail")),
     "restore": lambda setting: setting.choice(("strict", "config", "checkpoint")),
+    "durability": lambda setting: setting.choice(DURABILITIES),
 }

@@ -122,7 +122,7 @@ class Slots:
         self._read = None
         slots = self._take(n)
         if self.watch is not None:
-            self.watch.touch(slots)
+            self.watch.put(slots, block)
         layout = self._intern(block.layout, n)
         if n == 1:
             self._put_one(int(slots[0]), block, float(priorities[0]), now, layout)

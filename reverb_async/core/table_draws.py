@@ -81,7 +81,8 @@ class TableDraws(TableItems):
         """Count the draws and note what their callers are told."""
         items = self.slots
         if items.watch is not None:
-            items.watch.touch(slots)
+            # Draws that remove nothing are many, and nobody is promised that they are remembered.
+            (items.watch.touch if self.max_times_sampled >= 1 else items.watch.touch_unlogged)(slots)
         seen = items.read(slots)
         occurrences = occurrence(slots)
         times = seen["times_sampled"] + occurrences

@@ -13,6 +13,7 @@ from reverb_async.core.cut.plain import counts_of
 from reverb_async.core.cut.slot_reader import SlotReader
 from reverb_async.core.cut.slot_watch import SlotWatch
 from reverb_async.core.cut.table_cut import TableCut
+from reverb_async.core.cut.table_log import TableLog
 from reverb_async.core.episodes import EpisodeCounter
 from reverb_async.core.key_index import KeyIndex
 from reverb_async.core.rate_limiters import RateLimiter, RateLimiterState
@@ -60,6 +61,8 @@ class TableItems:
         self.generation = 0
         """Counts resets; what was drawn before one is void after it."""
         self.num_changes = 0
+        self.log: TableLog | None = None
+        """Collects what a log must have, if there is one."""
         self._detached: list[Slots] = []
         self._dismantled = 0
         self._start_empty()
@@ -88,6 +91,11 @@ class TableItems:
         self.num_reserved = 0
         self.episodes = EpisodeCounter()
         self.highest_priority = -np.inf
+
+    def note_unsaved(self, slots: Rows) -> None:
+        """Note that the last committed cut does not have `slots` as they are; the table is watched."""
+        assert self.slots.watch is not None
+        self.slots.watch.dirty[slots] = True
 
     @property
     def replaces_items(self) -> bool:
@@ -147,9 +155,14 @@ class TableItems:
     def reset(self) -> None:
         """Forget all items and counts in O(1); `dismantle` gives their memory back, a slice at a time."""
         self._detached.append(self.slots)
+        if self.slots.watch is not None:
+            self.slots.watch.log = None
         self.memory.give_back(self._counted_slots * ITEM_BYTES)
         self.generation += 1
         self._start_empty()
+        if self.log is not None:
+            self.log.note_reset()
+            self.watch()
         self.limiter.reset()
         self._emit(ChangeKind.RESET, np.zeros(0, np.int64), None)
 
@@ -176,6 +189,7 @@ class TableItems:
         """
         watch = self.slots.watch = SlotWatch(self.slots.capacity)
         watch.is_saved = is_saved
+        watch.log = self.log
         for selector in (self.sampler, self.remover):
             selector.watch(watch.touch)
 

@@ -103,7 +103,7 @@ class ReplayHandlers(ReplayBase):
     async def mutate_priorities(self, message: MutatePrioritiesRequest) -> MutatePrioritiesResponse:
         """Set priorities, then delete."""
         with errors_as_status():
-            result = self._service.mutate_priorities(
+            result = await self._service.mutate_priorities(
                 message.table, message.update_keys, message.update_priorities, message.delete_keys
             )
             return MutatePrioritiesResponse(updated=result.updated, deleted=result.deleted, unknown=result.unknown)
@@ -111,7 +111,7 @@ class ReplayHandlers(ReplayBase):
     async def reset(self, message: ResetRequest) -> ResetResponse:
         """Empty a table."""
         with errors_as_status():
-            self._service.reset(message.table)
+            await self._service.reset(message.table)
             return ResetResponse()
 
     async def server_info(self, message: ServerInfoRequest) -> ServerInfoResponse:

@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from reverb_async.checkpoint import Checkpointer
+from reverb_async.checkpoint import Checkpointer, Durability
+from reverb_async.checkpoint.write_ahead import check_durability
 from reverb_async.client.client import Client
 from reverb_async.compat import rpc as compat
 from reverb_async.compat.rpc import DeepMindHandlers
@@ -57,9 +58,13 @@ class Server:
             unencrypted and whoever they are; see `reverb_address`.
         limits: what it takes at most: memory, messages, connections.
         checkpointer: saves the tables, and restores them in `start`; without one they live in memory only.
+        durability: which acknowledged inserts, updates, deletes and resets there are after an end that was not orderly:
+            ``"memory"``, those before the last checkpoint; ``"wal"``, all, unless the machine ended, too;
+            ``"wal_fsync"``, all. The latter two need a checkpointer.
 
     Raises:
-        InvalidArgument: no tables, duplicate names, a host that needs `tls`, or files that cannot be used.
+        InvalidArgument: no tables, duplicate names, a host that needs `tls`, files that cannot be used, or a durability
+            that is none or needs a checkpointer.
 
     Attributes:
         access: what is checked of every call; None without `tokens`.
@@ -79,6 +84,7 @@ class Server:
         reverb_compat_insecure: bool | int = False,
         limits: Limits | None = None,
         checkpointer: Checkpointer | None = None,
+        durability: Durability = "memory",
     ) -> None:
         if limits is not None and not isinstance(limits, Limits):
             raise InvalidArgument(f"limits must be reverb_async.Limits(...), got {limits!r:.60}")
@@ -113,6 +119,8 @@ class Server:
         self._reverb_compat = reverb_compat
         self._deepmind: DeepMindHandlers | None = None
         self._checkpointer = checkpointer
+        check_durability(durability, checkpointer)
+        self._durability: Durability = durability
         self._health: HealthHandlers | None = None
         self._clients: WeakSet[Client] = WeakSet()
         self._transports: WeakSet[InProcessTransport] = WeakSet()
@@ -160,7 +168,7 @@ class Server:
         checkpointer = self._checkpointer
         if checkpointer is None:
             return
-        await checkpointer.start(self._replay)
+        await checkpointer.start(self._replay, self._durability)
         self._service.save = checkpointer.save
         # What was restored is on disk: a server that could not listen has nothing to add.
         self.last_steps.append(lambda: checkpointer.close(save=self._tick is not None))

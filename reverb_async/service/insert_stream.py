@@ -474,9 +474,12 @@ class InsertStream:
             await self._answer()
 
     def _answer_now(self) -> None:
-        """Send the outbox, or leave that to the task if it would have to wait."""
+        """Send the outbox, or leave that to the task if it would have to wait.
+
+        With a log it always has to: what came in the same turn is written in one go.
+        """
         if self._outbox and not self._is_sending:
-            if self._duplex.try_send(self._outbox.to_message()):
+            if self._replay.log is None and self._duplex.try_send(self._outbox.to_message()):
                 self._outbox = InsertResponse()
             else:
                 self._something_to_send.set()
@@ -489,6 +492,8 @@ class InsertStream:
         try:
             while self._outbox:
                 message, self._outbox = self._outbox.to_message(), InsertResponse()
+                if self._replay.log is not None:
+                    await self._replay.logged()
                 await self._duplex.send(message)
                 self._room.set()
         finally:

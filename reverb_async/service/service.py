@@ -101,7 +101,7 @@ class ReplayService:
         """Serve an Update stream to its end."""
         await serve_updates(self.replay, duplex)
 
-    def mutate_priorities(
+    async def mutate_priorities(
         self, table: str, keys: Sequence[int], priorities: Sequence[float], deletes: Sequence[int]
     ) -> MutateResult:
         """Set priorities, then delete: the unary way, for clients without an Update stream."""
@@ -111,11 +111,14 @@ class ReplayService:
             raise InvalidArgument(
                 f"one call changes at most {MAX_KEYS} keys, got {len(keys) + len(deletes)}: cut it up"
             )
-        return self.replay.table(table).mutate(_keys(keys), np.asarray(priorities, np.float64), _keys(deletes))
+        result = self.replay.table(table).mutate(_keys(keys), np.asarray(priorities, np.float64), _keys(deletes))
+        await self.replay.logged()
+        return result
 
-    def reset(self, table: str) -> None:
+    async def reset(self, table: str) -> None:
         """Empty a table."""
         self.replay.table(table).reset()
+        await self.replay.logged()
 
     def server_info(self) -> list[TableInfo]:
         """Describe all tables."""

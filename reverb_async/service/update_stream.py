@@ -31,6 +31,7 @@ async def serve_updates(replay: Replay, duplex: Duplex) -> None:
                     refused.append((request.seq, result.to_map()))
                 else:
                     done.append((request.seq, result))
+        await replay.logged()
         await duplex.send(UpdateResponse(done, refused).to_message())
 
 

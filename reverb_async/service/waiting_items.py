@@ -53,7 +53,7 @@ def acceptable(tables: Sequence[Table], blocks: Sequence[ItemBlock]) -> list[tup
 
     def check(start: int, stop: int) -> None:
         for table, block in zip(tables, blocks, strict=True):
-            table.raise_if_closed()
+            table.raise_if_refusing()
             table.check(block.part(start, stop))
 
     count = len(blocks[0])

@@ -24,7 +24,7 @@ def insert_now(tables: Sequence[Table], blocks: Sequence[ItemBlock]) -> bool:
         if len(table.inserters) or count > table.state.max_insert or table.state.admitted_inserts(count) < count:
             return False
         try:
-            table.raise_if_closed()
+            table.raise_if_refusing()
             table.check(block)
         except ReplayError:
             return False
@@ -162,7 +162,7 @@ class RowInsertion:
 
     def _admissible(self, count: int) -> int:
         for table in self._tables:
-            table.raise_if_closed()
+            table.raise_if_refusing()
             count = table.state.admitted_inserts(min(count, table.state.max_insert))
         return count
 

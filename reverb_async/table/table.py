@@ -20,7 +20,7 @@ from reverb_async.core.item import ItemBlock, ItemLayout
 from reverb_async.core.mutation import Mutation
 from reverb_async.core.spec import Signature
 from reverb_async.core.table_state import TableState
-from reverb_async.errors import InvalidArgument, RateLimiterTimeout, SignatureMismatch, TableClosed
+from reverb_async.errors import InvalidArgument, RateLimiterTimeout, ReplayError, SignatureMismatch, TableClosed
 from reverb_async.metrics import RateMeter
 from reverb_async.table.definition import check_definition, check_size, definition_from_plain, definition_to_plain
 from reverb_async.table.insert_queue import InsertQueue
@@ -99,6 +99,8 @@ class Table:
         self._open = False
         self._closed = False
         self._ending = False
+        self.refusal: ReplayError | None = None
+        """Why nothing may change the table now but samplers; None: everybody may."""
         self.inserters = InsertQueue()
         """Where inserts wait; see `RowInsertion`."""
         self._samplers = Gate()
@@ -151,17 +153,23 @@ class Table:
             rng=np.random.default_rng(config["seed"]),
         )
 
-    def adopt(self, state: TableState, saved: Mapping[str, Any], *, resume: bool) -> None:
+    def adopt(
+        self, state: TableState, saved: Mapping[str, Any], *, resume: bool, unsaved: NDArray[np.int64] | None
+    ) -> None:
         """Take a state that was restored, which nobody uses yet.
 
         Args:
             state: from `new_state`, filled.
             saved: the definition it had when it was saved.
             resume: note what changes from here on, for the next cut.
+            unsaved: see `TableImage.unsaved`.
         """
         mine = self.definition
         if resume:  # unless the items have other places now
-            state.watch(is_saved=all(mine[name] == saved[name] for name in ("name", "sampler", "remover")))
+            is_same = all(mine[name] == saved[name] for name in ("name", "sampler", "remover"))
+            state.watch(is_saved=is_same and unsaved is not None)
+            if unsaved is not None:
+                state.note_unsaved(unsaved)
         state.settle_restored(make_room=any(mine[name] != saved[name] for name in ("max_size", "max_bytes")))
         state.listeners = self.state.listeners
         state.count_in(self.state.memory)
@@ -290,6 +298,17 @@ class Table:
         """Raise `TableClosed` after `close`."""
         if self._closed:
             raise TableClosed(f"table {self.name!r} is closed: its server is stopping")
+
+    def raise_if_refusing(self) -> None:
+        """Raise `TableClosed` after `close`, and `refusal` if there is one."""
+        self.raise_if_closed()
+        if self.refusal is not None:
+            raise type(self.refusal)(str(self.refusal))
+
+    def refuse_changes(self, refusal: ReplayError | None) -> None:
+        """Refuse all changes but those of samplers with this error from now on, or, with None, none any more."""
+        self.refusal = refusal
+        self.inserters.wake()
 
     def raise_if_ending(self) -> None:
         """Raise `TableClosed` after `end_waits` or `close`: what is not admitted now never will be."""
@@ -422,7 +441,7 @@ class Table:
         self, keys: NDArray[np.uint64], priorities: NDArray[np.float64], deletes: NDArray[np.uint64]
     ) -> MutateResult:
         """Set priorities, then delete, in one step; see `TableState.mutate`."""
-        self.raise_if_closed()
+        self.raise_if_refusing()
         result = self.state.mutate(keys, priorities, deletes)
         if result.deleted:
             self.inserters.wake()
@@ -430,7 +449,7 @@ class Table:
 
     def mutate_all(self, calls: Sequence[Mutation]) -> list[MutateResult | InvalidArgument]:
         """Do what `mutate` does for one call after the other, in one step; see `TableState.mutate_all`."""
-        self.raise_if_closed()
+        self.raise_if_refusing()
         results = self.state.mutate_all(calls)
         if any(isinstance(result, MutateResult) and result.deleted for result in results):
             self.inserters.wake()
@@ -438,7 +457,7 @@ class Table:
 
     def reset(self) -> None:
         """Remove all items and set the counts to zero; waiting calls go on with the empty table."""
-        self.raise_if_closed()
+        self.raise_if_refusing()
         self.state.reset()
         self._wake_all()
         asyncio.get_running_loop().call_soon(self._dismantle)

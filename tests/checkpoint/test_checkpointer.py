@@ -278,6 +278,19 @@ async def test_a_last_checkpoint_that_fails_is_told(tmp_path):
         assert table.state.size == 0
 
 
+async def test_a_directory_that_somebody_took_away_is_told(tmp_path):
+    server = ra.Server([make_table()], port=None, checkpointer=ra.Checkpointer(tmp_path / "c"))
+    async with server, server.client() as client:
+        await fill(client, 0, 7)
+        path = await client.checkpoint()
+        (tmp_path / "c").rename(tmp_path / "elsewhere")
+        with pytest.raises(ra.CheckpointError, match=f"No such file or directory; .*{path} is gone"):
+            await client.checkpoint()
+        assert len(await client.sample_batch(NAME, 5)) == 5
+        (tmp_path / "elsewhere").rename(tmp_path / "c")
+        await client.checkpoint()
+
+
 async def test_a_server_that_cannot_start_leaves_checkpoints_alone(tmp_path):
     async with serving(tmp_path) as (client, _):
         await fill(client, 0, 7)

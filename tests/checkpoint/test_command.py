@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -68,6 +69,25 @@ async def test_verify_names_what_is_damaged(saved, capsys):
     assert main(["verify", str(saved)]) == 1
     assert str(newest) in capsys.readouterr().out
     assert (saved / f"ckpt-{2:020d}").is_dir(), "only servers put damaged checkpoints aside"
+
+
+async def test_verify_reads_the_log_behind_a_checkpoint_too(tmp_path, capsys):
+    checkpointer = ra.Checkpointer(tmp_path / "served")
+    server = ra.Server([ra.Table("replay", max_size=100)], port=None, checkpointer=checkpointer, durability="wal")
+    async with server:
+        for x in range(5):
+            await server.client().insert_batch({"x": np.full(3, x)}, {"replay": 1.0})
+        shutil.copytree(tmp_path / "served", tmp_path / "left")
+    assert main(["verify", str(tmp_path / "left"), "--json"]) == 0
+    (line,) = lines(capsys)
+    assert line["frames"] == 5
+    newest = max((tmp_path / "left" / "log").iterdir())
+    whole = bytearray(newest.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    newest.write_bytes(whole)
+    assert main(["verify", str(tmp_path / "left"), "--json"]) == 1
+    (line,) = lines(capsys)
+    assert line["file"] == str(newest)
 
 
 async def test_show_describes_tables_and_columns(saved, capsys):

@@ -144,6 +144,22 @@ def test_without_a_whole_checkpoint_nothing_starts_empty_in_silence(tmp_path):
             newest_whole(directory_at(tmp_path), "previous")
 
 
+def test_a_checkpoint_that_lost_its_manifest_is_told_and_the_last_one_not_forgotten(tmp_path, caplog):
+    directory, first, second = saved(tmp_path)
+    directory.manifest_path(2).unlink()
+    assert newest_whole(directory_at(tmp_path), "previous").manifest == first
+    assert f"{directory.checkpoint_path(2)} is left alone: it has no manifest" in caplog.text
+    assert directory.next_sequence() == 3
+    directory.manifest_path(1).unlink()
+    before = files_of(tmp_path)
+    with pytest.raises(CheckpointError, match=f"ckpt-{2:020d} has no manifest, .* put it back"):
+        newest_whole(directory_at(tmp_path), "previous")
+    assert files_of(tmp_path) == before
+    for number in {*first.files, *second.files}:
+        directory.segment_path(number).unlink()
+    assert newest_whole(directory_at(tmp_path), "previous") is None, "what is not ours stops nobody"
+
+
 def test_a_later_format_is_no_damage(tmp_path):
     directory, _, _ = saved(tmp_path)
     path = directory.manifest_path(2)

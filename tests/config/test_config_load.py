@@ -161,9 +161,14 @@ def test_checkpoints_are_kept_where_a_directory_is_named(file, tmp_path):
         checkpoint_every = 600
         restore = "config"
     """)
-    config = load(path, server_flags={"checkpoint_keep": 5.0, "on_corrupt": "fail"})
+    config = load(path, server_flags={"checkpoint_keep": 5.0, "on_corrupt": "fail", "durability": "wal"})
     assert config.server == ServerConfig(
-        checkpoint_dir="kept", checkpoint_every=600.0, checkpoint_keep=5, on_corrupt="fail", restore="config"
+        checkpoint_dir="kept",
+        checkpoint_every=600.0,
+        checkpoint_keep=5,
+        on_corrupt="fail",
+        restore="config",
+        durability="wal",
     )
     checkpointer = config.server.build_checkpointer()
     assert checkpointer is not None
@@ -181,6 +186,11 @@ def test_checkpoints_are_kept_where_a_directory_is_named(file, tmp_path):
         ({"checkpoint_dir": "x", "checkpoint_every": 0.0}, "--checkpoint-every: must be a finite number > 0"),
         ({"checkpoint_dir": "x", "checkpoint_keep": 1.0}, "--checkpoint-keep: must be an integer >= 2, got 1.0"),
         ({"checkpoint_dir": "x", "checkpoint_keep": "many"}, "--checkpoint-keep: must be an integer"),
+        ({"durability": "wal"}, "--durability: it is for servers that keep checkpoints"),
+        (
+            {"checkpoint_dir": "x", "durability": "disk"},
+            '--durability: must be one of "memory", "wal", "wal_fsync", got "disk"',
+        ),
         ({"checkpoint_dir": "x", "on_corrupt": "ignore"}, '--on-corrupt: must be one of "previous", "fail"'),
         ({"checkpoint_dir": "x", "restore": "strikt"}, 'did you mean "strict"?'),
     ],

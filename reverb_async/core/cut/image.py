@@ -112,6 +112,10 @@ class TableImage(Protocol):
     def state(self) -> Mapping[str, Any]:
         """What `TableCut.state` was in the newest cut."""
 
+    @property
+    def unsaved(self) -> NDArray[np.int64] | None:
+        """Slots that have changed since the last committed cut; None: all may have."""
+
     def blocks(self) -> Iterable[ArrayBlock]:
         """Yield the blocks of the newest full cut and of those after it, in that order: of a slot the last counts."""
 

@@ -29,8 +29,25 @@ def counts_of(
         stores: the number of each store that its layouts name.
         definition: what is told of the table.
     """
+    counts = counters_of(table)
+    generator: Mapping[str, Any] = table.rng.bit_generator.state
+    layouts = list(table.slots.layouts)
+
+    def describe() -> dict[str, Any]:
+        return {
+            "definition": dict(definition),
+            **counts,
+            "rng": _with_text(generator),
+            "layouts": [None if layout is None else layout_to_plain(layout, stores) for layout in layouts],
+        }
+
+    return describe
+
+
+def counters_of(table: TableItems) -> dict[str, Any]:
+    """Return what a table counts."""
     limiter = table.limiter
-    counts: dict[str, Any] = {
+    return {
         "size": table.size,
         "nbytes": table.nbytes,
         "high_water": table.slots.high_water,
@@ -44,18 +61,6 @@ def counts_of(
         "sampler": table.sampler.counters(),
         "remover": table.remover.counters(),
     }
-    generator: Mapping[str, Any] = table.rng.bit_generator.state
-    layouts = list(table.slots.layouts)
-
-    def describe() -> dict[str, Any]:
-        return {
-            "definition": dict(definition),
-            **counts,
-            "rng": _with_text(generator),
-            "layouts": [None if layout is None else layout_to_plain(layout, stores) for layout in layouts],
-        }
-
-    return describe
 
 
 def _with_text(state: Any) -> Any:

@@ -34,7 +34,7 @@ class SlotReader:
         remover_place: NDArray[np.int64],
     ) -> None:
         self.slots = slots
-        self._orders = (("sampler", sampler, sampler_place), ("remover", remover, remover_place))
+        self._orders = ((sampler, sampler_place), (remover, remover_place))
         self.num_views = slots.num_views
         self.dtype = image_dtype(self.num_views)
 
@@ -50,15 +50,19 @@ class SlotReader:
             state = np.where(is_gone, np.uint8(FREE), state)
         values["state"] = state
         values["unsettled"] = items.unsettled[at] * (state != FREE)
-        is_out = np.flatnonzero(state == OUT)
-        for name, order, place in self._orders:
-            places = order.peek(slots)
-            if len(is_out):
-                places[is_out] = place[slots[is_out]]
-            values[name] = places
+        values["sampler"], values["remover"] = self.places(slots, state)
         for number in range(1, self.num_views):
             values[f"first{number}"], values[f"length{number}"] = items.view(number, slots)
         return values
+
+    def places(self, slots: Rows, state: NDArray[np.uint8]) -> tuple[Rows, Rows]:
+        """Return where slots in some states stand in the sampler's order and in the remover's, ``[n]`` each."""
+        is_out = np.flatnonzero(state == OUT)
+        sampler, remover = (order.peek(slots) for order, _ in self._orders)
+        if len(is_out):
+            for places, (_, place) in zip((sampler, remover), self._orders, strict=True):
+                places[is_out] = place[slots[is_out]]
+        return sampler, remover
 
     def more(self, slots: Rows) -> NDArray[np.int64]:
         """Return what few items have; see `ArrayBlock.more`."""

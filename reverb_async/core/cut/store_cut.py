@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reverb_async.core.cut.image import RowBlock
-from reverb_async.core.runs import Rows
+from reverb_async.core.runs import Rows, as_run
 from reverb_async.core.spec import ArraySpec
 from reverb_async.core.storage.backing import sparse_zeros
 
@@ -32,16 +32,34 @@ class RowWatch:
         segments: int32 ``[capacity]``, the segment that holds each row; 0: none.
         marks: uint8 ``[capacity]``, what the cut knows of each.
         cut: the cut that still has to pass some rows, or None.
+        logged: int32 ``[capacity]``, the file of the log that has each row, None without a log; see `take_unlogged`.
     """
 
-    __slots__ = ("cut", "marks", "segments")
+    __slots__ = ("cut", "logged", "marks", "segments")
 
     def __init__(self, capacity: int) -> None:
         self.segments, self.marks = _arrays(capacity)
         self.cut: StoreCut | None = None
+        self.logged: NDArray[np.int32] | None = None
+
+    def take_unlogged(self, rows: Rows, number: int) -> Rows:
+        """Return those of distinct `rows` that file `number` of a log does not have yet, and note that it has them."""
+        if self.logged is None:
+            self.logged = _numbers(len(self.segments))
+        at = as_run(rows) or rows
+        is_fresh = self.logged[at] != number
+        if np.count_nonzero(is_fresh) == len(rows):
+            self.logged[at] = number
+            return rows
+        fresh: Rows = rows[is_fresh]
+        self.logged[fresh] = number
+        return fresh
 
     def grow(self, capacity: int) -> None:
         """Follow the store."""
+        if (logged := self.logged) is not None:
+            self.logged = _numbers(capacity)
+            self.logged[: len(logged)] = logged
         old = self.segments, self.marks
         self.segments, self.marks = _arrays(capacity)
         self.segments[: len(old[0])], self.marks[: len(old[1])] = old
@@ -49,7 +67,11 @@ class RowWatch:
 
 def _arrays(capacity: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
     # A store has room for far more rows than it has, and a server for many stores.
-    return sparse_zeros((capacity,), np.dtype(np.int32)), sparse_zeros((capacity,), np.dtype(np.uint8))
+    return _numbers(capacity), sparse_zeros((capacity,), np.dtype(np.uint8))
+
+
+def _numbers(capacity: int) -> NDArray[np.int32]:
+    return sparse_zeros((capacity,), np.dtype(np.int32))
 
 
 class StoreCut:

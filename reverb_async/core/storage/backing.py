@@ -107,7 +107,9 @@ if sys.platform == "linux":
                 fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
                 self._map = _mapped(fd, nbytes)
             except OSError as error:
-                raise ResourceExhausted(f"cannot reserve {nbytes} bytes for a store ({error.strerror})") from error
+                raise ResourceExhausted(
+                    f"cannot reserve {nbytes} bytes for a store ({error.strerror}): see `ulimit -v` and `ulimit -f`"
+                ) from error
             self.array = np.frombuffer(self._map, np.uint8)  # it keeps the mapping alive: views outlive this object
 
         def release(self, start: int, stop: int) -> None:

@@ -59,12 +59,14 @@ class Columns:
             raise ResourceExhausted(
                 f"rows of {self._described} have {self.row_bytes} bytes: too large for a store of {nbytes} bytes"
             )
+        self._refused = ""
         while True:
             try:
                 self._lay_out(self.limit if backing.sparse else min(self.limit, _FIRST_EXTENTS * self.extent))
                 return
-            except ResourceExhausted:
-                # Address space can be scarce (ulimit -v): then stores that come late are smaller.
+            except ResourceExhausted as error:
+                # Address space can be scarce (ulimit -v, -f): then stores that come late are smaller.
+                self._refused = f"; {error}"
                 self.limit = self._whole_extents(self.limit // 2)
                 if reserve_bytes is not None or self.limit == 0:
                     raise
@@ -106,7 +108,7 @@ class Columns:
         if needed > self.limit:
             raise ResourceExhausted(
                 f"the store of {self._described} is full: it has room for {self.limit} rows of {self.row_bytes} bytes, "
-                f"{needed} are needed"
+                f"{needed} are needed{self._refused}"
             )
         old = (*self.arrays, self.counts)
         self._lay_out(min(self.limit, self._whole_extents(max(2 * self.capacity, needed + self.extent - 1))))

@@ -229,6 +229,8 @@ class RowStore:
     def _free(self, rows: slice | Rows) -> None:
         if self.watch is not None:
             self.watch.segments[rows] = 0
+            if self.watch.logged is not None:
+                self.watch.logged[rows] = 0
         for column in self._variable:
             self._drop_blobs(column, rows)
         extents = self._extents

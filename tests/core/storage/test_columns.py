@@ -60,10 +60,12 @@ class ScarceBacking(PrivateBacking):
         super().__init__(nbytes)
 
 
-def test_with_little_address_space_stores_are_smaller() -> None:
+def test_with_little_address_space_stores_are_smaller_and_say_why_once_they_are_full() -> None:
     columns = Columns(SPECS, None, ScarceBacking)
     assert 1 << 20 < columns.backing.array.nbytes <= 1 << 22
     assert columns.capacity == columns.limit > 0
+    with pytest.raises(ResourceExhausted, match=f"{columns.limit + 1} are needed; .* too many"):
+        columns.grow(columns.limit + 1, columns.limit)
 
 
 def test_a_size_that_was_asked_for_is_not_made_smaller() -> None:
