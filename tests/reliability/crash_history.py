@@ -85,6 +85,7 @@ class History:
         self.state = State()
         self.saved: dict[int, State] = {}
         self.acknowledged = 0
+        self.num_cuts = 0
         self.next_number = 0
         self.written: dict[str, set[int]] = defaultdict(set)
         self.given_up: set[int] = set()
@@ -125,6 +126,7 @@ class History:
         cut = replay.cut
 
         def cut_and_note(*, full: bool) -> Any:
+            self.num_cuts += 1
             self.saved[checkpointer._directory.next_sequence()] = self.snapshot()
             return cut(full=full)
 

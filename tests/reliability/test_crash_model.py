@@ -177,15 +177,14 @@ class Steps(History):
     async def begin_checkpoint(self) -> None:
         if self.saving is not None:
             return
-        count = len(self.saved)
-        at = max(self.saved, default=0)
+        before = self.num_cuts
 
         async def save() -> None:
             path = await self.client.checkpoint()
             self.acknowledged = max(self.acknowledged, int(path[-20:]))
 
         self.saving = asyncio.create_task(save())
-        while len(self.saved) == count and at == max(self.saved, default=0) and not self.saving.done():  # noqa: ASYNC110
+        while self.num_cuts == before and not self.saving.done():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
     async def finish_checkpoint(self) -> None:
