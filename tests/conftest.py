@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # A busy machine is no failure: neither slow examples nor slow generation of them.
-settings.register_profile("calm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# What is drawn is the same every time; soak tests ask for more of it.
+settings.register_profile("calm", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.load_profile("calm")
 
 LONGEST_TEST_S = 120
