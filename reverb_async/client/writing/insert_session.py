@@ -219,7 +219,7 @@ class InsertSession:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._send(duplex))
                 tasks.create_task(self._receive(duplex))
-        except ExceptionGroup as group:
+        except ExceptionGroup as group:  # of which users know nothing: the first failure ended the other task
             raise group.exceptions[0] from None
 
     async def _greet(self, duplex: Duplex) -> bool:

@@ -84,7 +84,7 @@ class CallHandler(grpclib.server.Handler):
                 return
             except StreamTerminatedError:
                 raise
-            except Exception:
+            except Exception:  # As in grpclib: a mistake of ours ends this call only, and strangers hear no more.
                 log.exception("Application error")
                 await self._refuse(stream, head, GRPCError(Status.UNKNOWN, "Internal Server Error"))
                 return
